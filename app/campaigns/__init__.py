@@ -1,0 +1,1 @@
+"""Campaigns: one preference-collection effort each, with its guidelines and prompts."""

@@ -1,0 +1,1 @@
+"""Quality: how far annotators agree, and how each of them answers."""

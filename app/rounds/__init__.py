@@ -1,0 +1,1 @@
+"""Rounds: one turn of the loop each, from the frozen labels to a promoted policy and its next batch."""
