@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import exists, func, select
 from sqlalchemy.orm import Session
 
-from app.accounts.models import CampaignRole, Membership, User
+from app.accounts.models import CampaignRole, Membership, Role, User
 from app.campaigns.models import Campaign, CampaignKind, CampaignState, Guidelines, Prompt
 from app.core import audit, live, states
 from app.core.errors import Conflict, Invalid
@@ -113,9 +113,13 @@ def guidelines(session: Session, campaign_id: uuid.UUID) -> Guidelines | None:
     )
 
 
-def activate(session: Session, campaign: Campaign, by: User) -> None:
-    """Serve annotators from now on. Raises `Conflict` when there is nothing to serve and nothing to sample from."""
-    if not session.scalar(select(exists().where(Prompt.campaign_id == campaign.id))):
+def activate(session: Session, campaign: Campaign, by: User, *, empty: bool = False) -> None:
+    """Serve annotators from now on.
+
+    Raises `Conflict` when there is nothing to serve and nothing to sample from, unless the caller says that comparisons
+    will follow (`empty`).
+    """
+    if not empty and not session.scalar(select(exists().where(Prompt.campaign_id == campaign.id))):
         raise Conflict("This campaign has no prompts yet: add prompts, or import comparisons, and then activate it.")
     states.move(session, campaign, CampaignState.active, actor_id=by.id)
     audit.record(session, by.id, "campaign.activate", campaign, campaign_id=campaign.id)
@@ -136,3 +140,12 @@ def close(session: Session, campaign: Campaign, by: User) -> None:
 
 def prompt_count(session: Session, campaign_id: uuid.UUID) -> int:
     return session.scalar(select(func.count()).where(Prompt.campaign_id == campaign_id)) or 0
+
+
+def visible_to(session: Session, user: User) -> list[Campaign]:
+    """The campaigns that a user may know of, newest first."""
+    statement = select(Campaign).order_by(Campaign.created_at.desc(), Campaign.id)
+    if user.role is not Role.admin:
+        mine = select(Membership.campaign_id).where(Membership.user_id == user.id)
+        statement = statement.where(Campaign.id.in_(mine))
+    return list(session.scalars(statement))

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from app.campaigns.models import Campaign, CampaignState, Prompt, Split
 from app.checkpoints.models import Checkpoint
 from app.comparisons import batches
-from app.comparisons.models import Comparison, ComparisonState
+from app.comparisons.models import Comparison
 from app.core import artifacts, states
 from app.core.errors import Conflict
 from app.preferences import snapshot
@@ -73,13 +73,12 @@ def gather(session: Session, campaign: Campaign, current: Round) -> Facts:
 
 
 def _wants_batch(session: Session, campaign: Campaign, current: Round) -> bool:
-    """A round after the first begins with fresh candidates; the first only when there is nothing to answer."""
+    """A round after the first begins with fresh candidates; the first only where nothing was imported to begin with."""
+    if session.scalar(select(Prompt.id).where(Prompt.campaign_id == campaign.id).limit(1)) is None:
+        return False
     if current.number > 1:
         return True
-    waiting = select(Comparison.id).where(
-        Comparison.campaign_id == campaign.id, Comparison.state == ComparisonState.open, Comparison.open_slots > 0
-    )
-    return session.scalar(waiting.limit(1)) is None
+    return session.scalar(select(Comparison.id).where(Comparison.campaign_id == campaign.id).limit(1)) is None
 
 
 def _begin(session: Session, campaign: Campaign, current: Round) -> None:
