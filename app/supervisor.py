@@ -98,6 +98,8 @@ def only_one(lock: Path, data: Path) -> Iterator[None]:
 def usable_port(host: str, port: int) -> int:
     """The port, or a free one for 0; raises `SupervisorError` where nobody can listen there."""
     try:
+        if not 0 <= port < 1 << 16:
+            raise OverflowError("a port is a number up to 65535")  # getaddrinfo would take it modulo 65536
         family, kind, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
