@@ -1,0 +1,190 @@
+"""The training command line: one stage, one process, files in, files out.
+
+    python -m workers.training STAGE --data FILE --model DIR_OR_HUB_ID --out DIR [--recipe r.json] [--set key=value …]
+
+Stdout, when piped, is JSON lines and nothing else (`report.py`); whatever a library prints lands on stderr. Exit codes:
+0 done, 2 the data, recipe or model cannot be used, 3 disk full, 4 out of memory, 75 stopped by SIGTERM and resumable,
+1 anything else.
+"""
+
+import argparse
+import gc
+import importlib
+import inspect
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TextIO
+
+from workers.training.errors import DataError, DiskFullError, OutOfMemoryError, TrainingError
+from workers.training.report import Reporter
+
+STAGES = ("sft", "reward", "dpo", "ppo", "sample", "evaluate", "tiny")
+_NEEDED = {"ppo": ("model", "reward_model"), "evaluate": ("model", "baseline"), "tiny": ()}
+
+
+class _UsageError(DataError):
+    """The command line itself is wrong."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise _UsageError(f"{message} (see python -m workers.training --help)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one stage; returns the exit code."""
+    report = Reporter("training", stdout=_private_stdout())
+    signal.signal(signal.SIGTERM, lambda *_: setattr(report, "stopping", True))
+    try:
+        arguments = _parser().parse_args(argv)
+        report.stage = arguments.stage
+        if arguments.stop_with_parent:
+            threading.Thread(target=_die_with_stdin, daemon=True).start()
+        report.summary(_run(arguments, report))
+        return 0
+    except TrainingError as error:
+        failure = error
+    except Exception as error:
+        failure = _explain(error)
+        if failure.kind == "internal":
+            import traceback
+
+            report.log(traceback.format_exc().rstrip())
+    report.error(failure.kind, str(failure))
+    return failure.exit_code
+
+
+def _run(arguments: argparse.Namespace, report: Reporter) -> dict[str, float]:
+    """Build the recipe, then import and call the stage."""
+    stage: str = arguments.stage
+    for name in _NEEDED.get(stage, ("model",)):
+        if getattr(arguments, name) is None:
+            raise _UsageError(f"{stage} needs --{name.replace('_', '-')}")
+    recipe = _recipe(stage, arguments.recipe, arguments.set)
+    # Thousands of modules are about to be made that live to the end: scanning them for garbage is half a second lost.
+    gc.disable()
+    train = importlib.import_module(f"workers.training.{stage}").train
+    _quiet_libraries()
+    gc.freeze()
+    gc.enable()
+    offered = {
+        "model": arguments.model,
+        "eval": arguments.eval,
+        "reward_model": arguments.reward_model,
+        "baseline": arguments.baseline,
+        "initial": arguments.initial,
+        "resume": arguments.resume,
+    }
+    known = inspect.signature(train).parameters
+    options = {name: value for name, value in offered.items() if name in known}
+    report.peak_memory_mb = _peak_memory(report.peak_memory_mb)
+    return dict(train(recipe, arguments.data, arguments.out, report, **options))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m workers.training", description="Train, sample or evaluate a language model.")
+    parser.add_argument("stage", choices=STAGES, help="what to do")
+    parser.add_argument("--data", type=Path, required=True, help="JSONL: pairs, prompts, or demonstrations")
+    parser.add_argument("--model", help="model directory or Hugging Face hub id to start from")
+    parser.add_argument("--out", type=Path, required=True, help="directory for what comes out")
+    parser.add_argument("--eval", type=Path, help="JSONL of held-out pairs or demonstrations")
+    parser.add_argument("--reward-model", help="reward model directory (ppo, evaluate)")
+    parser.add_argument("--baseline", help="policy to compare with (evaluate)")
+    parser.add_argument("--initial", help="first policy of all, for its KL (evaluate)")
+    parser.add_argument("--recipe", type=Path, help="JSON object of hyperparameters")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one hyperparameter (JSON)")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest whole state in --out")
+    parser.add_argument("--stop-with-parent", action="store_true", help="die as soon as stdin is closed")
+    return parser
+
+
+def _recipe(stage: str, file: Path | None, settings: Sequence[str]) -> Any:
+    from pydantic import ValidationError
+
+    from workers.training.recipes import RECIPES
+
+    values: dict[str, Any] = {}
+    if file is not None:
+        try:
+            values = dict(json.loads(file.read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise DataError(f"The recipe {file.name} is not a readable JSON object ({error}).") from error
+    for setting in settings:
+        key, sign, text = setting.partition("=")
+        if not sign:
+            raise _UsageError(f"--set {setting}: write key=value")
+        try:
+            values[key] = json.loads(text)
+        except ValueError:
+            values[key] = text
+    try:
+        return RECIPES[stage](**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "recipe"
+        raise DataError(f"Recipe of {stage}, field '{field}': {first['msg']}.") from error
+
+
+def _explain(error: Exception) -> TrainingError:
+    """The failure behind a foreign exception: memory, disk, or a bug of ours."""
+    from workers.training.checkpoints import is_disk_full
+
+    text = f"{type(error).__name__}: {error}"
+    if is_disk_full(error):
+        return DiskFullError("The disk is full. What was saved before is intact; free some space and resume.")
+    lowered = text.lower()
+    if isinstance(error, MemoryError) or "out of memory" in lowered or "can't allocate memory" in lowered:
+        return OutOfMemoryError(_memory_advice())
+    return TrainingError(f"{text.splitlines()[0][:500]} (this is a defect: the trace is in the log)")
+
+
+def _memory_advice() -> str:
+    """What the run needs at least, as far as the loaded parameters tell, and what to lower."""
+    import torch
+
+    loaded = {id(p): p for thing in gc.get_objects() if isinstance(thing, torch.nn.Module) for p in thing.parameters()}
+    weights = sum(p.numel() * p.element_size() for p in loaded.values())
+    trained = sum(12 * p.numel() for p in loaded.values() if p.requires_grad)
+    return (
+        f"Out of memory. Weights take {weights / 2**20:.0f} MB, gradients and AdamW {trained / 2**20:.0f} MB more, and "
+        "activations come on top: lower micro_batch_tokens, max_length or max_new_tokens, set lora, or precision=bf16."
+    )
+
+
+def _private_stdout() -> TextIO:
+    """Keep the real stdout for the reporter; whatever anybody else prints goes to stderr from here on."""
+    sys.stdout.flush()
+    private = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    return private
+
+
+def _die_with_stdin() -> None:
+    """The supervisor holds the other end of stdin: when it is gone, however it died, so are we."""
+    while os.read(0, 4096):
+        pass
+    os._exit(75)
+
+
+def _quiet_libraries() -> None:
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def _peak_memory(resident: Any) -> Any:
+    import torch
+
+    if torch.cuda.is_available():
+        return lambda: torch.cuda.max_memory_allocated() / 2**20
+    return resident
+
+
+if __name__ == "__main__":
+    sys.exit(main())

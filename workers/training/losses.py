@@ -1,0 +1,109 @@
+"""The losses: pure functions of tensors, one formula each, nothing about models or configuration.
+
+All are in natural logarithms and unreduced over examples, so that the caller can divide by the total over a whole
+optimiser step (micro-batches of unequal size must not be averaged twice).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+_TILE = 1 << 26  # most logits alive at once: 256 MB in fp32
+
+
+def bradley_terry(
+    chosen: Tensor,
+    rejected: Tensor,
+    margin: Tensor | float = 0.0,
+    confidence: Tensor | float = 1.0,
+) -> Tensor:
+    """-[y log σ(Δ) + (1-y) log σ(-Δ)] with Δ = r_chosen - r_rejected - margin; all (B,), result (B,).
+
+    y is `confidence`, the probability that `chosen` is better; 0.5 is a tie. Bradley & Terry 1952; margins as in
+    Llama 2 (Touvron et al. 2023, eq. 2). `logsigmoid` stays finite where log(1 + exp) overflows.
+    """
+    gap = chosen - rejected - margin
+    return -(confidence * F.logsigmoid(gap) + (1.0 - confidence) * F.logsigmoid(-gap))
+
+
+def dpo(
+    policy_chosen: Tensor,
+    policy_rejected: Tensor,
+    reference_chosen: Tensor,
+    reference_rejected: Tensor,
+    beta: float,
+    confidence: Tensor | float = 1.0,
+    label_smoothing: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """DPO (Rafailov et al. 2023, eq. 7) on summed log-probabilities, all (B,): loss, chosen and rejected reward.
+
+    z = β[(log π - log π_ref)(chosen) - (log π - log π_ref)(rejected)], loss = -[y log σ(z) + (1-y) log σ(-z)],
+    where y = confidence, moved towards 1 - confidence by the label smoothing ε (cDPO: y = 1-ε at confidence 1).
+    The rewards β(log π - log π_ref) are detached: they are for the log.
+    """
+    chosen_reward = beta * (policy_chosen - reference_chosen)
+    rejected_reward = beta * (policy_rejected - reference_rejected)
+    target = confidence * (1.0 - label_smoothing) + (1.0 - confidence) * label_smoothing
+    loss = bradley_terry(chosen_reward, rejected_reward, confidence=target)
+    return loss, chosen_reward.detach(), rejected_reward.detach()
+
+
+def ppo_policy(new: Tensor, old: Tensor, advantages: Tensor, clip: float) -> tuple[Tensor, Tensor]:
+    """Clipped surrogate (Schulman et al. 2017, eq. 7): max(-Aρ, -A clip(ρ, 1±ε)) per token, and the ratio ρ.
+
+    Log-probabilities and advantages have one shape; ρ = exp(new - old) with the log-ratio clamped to ±20, so that a
+    runaway token cannot overflow. Positions outside the mask are the caller's to leave out.
+    """
+    ratio = (new - old).clamp(-20.0, 20.0).exp()
+    clipped = ratio.clamp(1.0 - clip, 1.0 + clip)
+    return torch.maximum(-advantages * ratio, -advantages * clipped), ratio
+
+
+def ppo_value(values: Tensor, old_values: Tensor, returns: Tensor, clip: float) -> Tensor:
+    """½ max((V-R)², (clip(V, V_old ± ε) - R)²) per token: the pessimistic one of moved and held-back value."""
+    held = old_values + (values - old_values).clamp(-clip, clip)
+    return 0.5 * torch.maximum((values - returns).square(), (held - returns).square())
+
+
+def token_log_probs(logits: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
+    """log softmax(logits / T)[target] in fp32: logits (N, V), targets (N,) → (N,)."""
+    scaled = logits.float() / temperature
+    return scaled.gather(-1, targets[:, None]).squeeze(-1) - scaled.logsumexp(-1)
+
+
+def projected_log_probs(project: "Projection", hidden: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
+    """Log-probabilities of `targets` (N,) from hidden states (N, d) through the language-model head.
+
+    Only the hidden states that predict a completion token come in, so prompt and padding cost no logits. Many
+    tokens times a large vocabulary go through in tiles that the backward pass computes again.
+    """
+
+    def tile(part: Tensor, wanted: Tensor) -> Tensor:
+        return token_log_probs(project(part), wanted, temperature)
+
+    rows = max(1, _TILE // project.vocabulary)
+    if len(targets) <= rows:
+        return tile(hidden, targets)
+    parts = zip(hidden.split(rows), targets.split(rows), strict=True)
+    return torch.cat([checkpoint(tile, part, wanted, use_reentrant=False) for part, wanted in parts])
+
+
+class Projection:
+    """The language-model head as a function (N, d) → (N, V), with what some families do to its logits.
+
+    Gemma 2 and 3 cap them softly (c·tanh(x/c)), Cohere multiplies and Granite divides by a constant.
+    """
+
+    def __init__(self, head: torch.nn.Module, soft_cap: float | None = None, scale: float = 1.0) -> None:
+        self.head, self.soft_cap, self.scale = head, soft_cap, scale
+        weight: Tensor = head.get_parameter("weight")
+        self.vocabulary = weight.shape[0]
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        logits: Tensor = self.head(hidden)
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        if self.soft_cap:
+            logits = self.soft_cap * torch.tanh(logits / self.soft_cap)
+        return logits

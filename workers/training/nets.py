@@ -1,0 +1,249 @@
+"""The networks: a policy (causal language model) and a scorer (reward or value model), loaded, run and saved.
+
+Every forward for scoring takes explicit position ids and right-padded ids. Weights are safetensors only, no code of a
+model repository is ever run, and what is saved is an ordinary transformers directory, adapters merged.
+"""
+
+import inspect
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from workers.training import losses
+from workers.training.checkpoints import check_model_directory
+from workers.training.errors import ModelError
+from workers.training.recipes import Lora
+from workers.training.tokens import Batch, Codec, Example, collate, micro_batches
+
+
+def device() -> torch.device:
+    """The accelerator when there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class Net:
+    """A transformers model with its tokenizer rules and arithmetic; the base of `Policy` and `Scorer`."""
+
+    def __init__(self, model: Any, codec: Codec, precision: str = "fp32", lora: Lora | None = None) -> None:
+        self.codec, self.precision, self.peft = codec, precision, None
+        self.model = model.to(device()).eval()  # eval: dropout would make old and new log-probabilities differ
+        self.device = next(model.parameters()).device
+        self.takes_positions = "position_ids" in inspect.signature(model.base_model.forward).parameters
+        if lora is not None:
+            self.peft = _attach(self.model, lora)
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens the model has positions for."""
+        return int(getattr(self.model.config, "max_position_embeddings", None) or 1 << 30)
+
+    def trainable(self) -> list[tuple[str, nn.Parameter]]:
+        """Name and parameter of all that is trained, in a fixed order."""
+        return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+
+    def arithmetic(self) -> AbstractContextManager[Any]:
+        """The autocast region of this precision."""
+        if self.precision == "bf16":
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return nullcontext()
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Last hidden states (B, L, d). No attention mask: the padding is on the right and attention is causal."""
+        positions = {"position_ids": batch.positions} if self.takes_positions else {}
+        with self.arithmetic():
+            states: Tensor = self.model.base_model(input_ids=batch.ids, use_cache=False, **positions)[0]
+        return states
+
+    def freeze(self) -> None:
+        """No gradients for any weight."""
+        self.model.requires_grad_(False)
+
+    def save(self, directory: Path) -> None:
+        """Write config, safetensors and tokenizer with its chat template; LoRA is merged, which ends training."""
+        if self.peft is not None:
+            self.model, self.peft = self.peft.merge_and_unload(), None
+        self.model.save_pretrained(directory)
+        self.codec.tokenizer.save_pretrained(directory)
+
+
+class Policy(Net):
+    """A causal language model: log-probabilities of completions."""
+
+    def __init__(self, model: Any, codec: Codec, precision: str = "fp32", lora: Lora | None = None) -> None:
+        super().__init__(model, codec, precision, lora)
+        config = self.model.config
+        scale = getattr(config, "logit_scale", None) or 1.0
+        scale /= getattr(config, "logits_scaling", None) or 1.0
+        cap = getattr(config, "final_logit_softcapping", None)
+        self.project = losses.Projection(self.model.get_output_embeddings(), cap, scale)
+
+    def log_probs(self, batch: Batch, temperature: float = 1.0) -> Tensor:
+        """log π(y_t | x, y_<t) of each completion token at the given temperature: (B, R), 0 off the mask."""
+        hidden = self.hidden(batch)[batch.rows, batch.columns]
+        with self.arithmetic():
+            values = losses.projected_log_probs(self.project, hidden, batch.targets, temperature)
+        return batch.spread(values)
+
+    @contextmanager
+    def as_reference(self) -> Iterator[None]:
+        """With LoRA: the starting policy, adapters switched off, without gradients."""
+        if self.peft is None:
+            raise RuntimeError("only a policy with adapters holds its own reference")
+        with torch.no_grad(), self.peft.disable_adapter():
+            yield
+
+
+class Scorer(Net):
+    """A transformer with a scalar head: a reward model at the last token, a value model at every token.
+
+    `mean` and `std` are the raw score's over the reward model's data; normalised scores are (score - mean) / std.
+    """
+
+    def __init__(self, model: Any, codec: Codec, precision: str = "fp32", lora: Lora | None = None) -> None:
+        super().__init__(model, codec, precision, lora)
+        self.mean = float(getattr(model.config, "reward_mean", 0.0))
+        self.std = float(getattr(model.config, "reward_std", 1.0))
+        if lora is not None:  # the head is new: it must be trained whole, and is saved with the rest
+            self.model.score.float().requires_grad_(True)
+
+    def scores(self, batch: Batch) -> Tensor:
+        """Raw score at the last real token of each example: (B,) fp32."""
+        return self._head(self.hidden(batch)[torch.arange(len(batch.last), device=self.device), batch.last])
+
+    def values(self, batch: Batch) -> Tensor:
+        """Normalised prediction *before* each completion token: (B, R), 0 off the mask."""
+        raw = self._head(self.hidden(batch)[batch.rows, batch.columns])
+        return batch.spread((raw - self.mean) / self.std)
+
+    @torch.no_grad()
+    def rate(self, examples: Sequence[Example], tokens: int) -> list[float]:
+        """Normalised scores of whole completions, in micro-batches of at most `tokens` tokens."""
+        rated = [0.0] * len(examples)
+        for group in micro_batches([len(e) for e in examples], tokens):
+            raw = self.scores(collate([examples[i] for i in group], self.device))
+            for index, score in zip(group, ((raw - self.mean) / self.std).tolist(), strict=True):
+                rated[index] = score
+        return rated
+
+    def normalise(self, mean: float, std: float) -> None:
+        """Remember what makes scores centred and of unit variance; saved in the model's config."""
+        self.mean, self.std = mean, max(std, 1e-6)
+        self.model.config.reward_mean, self.model.config.reward_std = self.mean, self.std
+
+    def _head(self, hidden: Tensor) -> Tensor:
+        weight = self.model.score.weight.float()
+        return (hidden.float() @ weight.T).squeeze(-1)
+
+
+def load_policy(source: str, precision: str = "fp32", lora: Lora | None = None) -> Policy:
+    """A causal language model from a directory (adapter directories are merged into their base) or the hub."""
+    from transformers import AutoModelForCausalLM
+
+    model = _load(AutoModelForCausalLM, source, _dtype(precision, lora))
+    return Policy(model, _codec(source, model), precision, lora)
+
+
+def load_reward_model(source: str, precision: str = "fp32", lora: Lora | None = None) -> Scorer:
+    """A trained reward model from a directory."""
+    from transformers import AutoModelForSequenceClassification
+
+    if Path(source).is_dir() and not _architecture(source).endswith("ForSequenceClassification"):
+        raise ModelError(f"{Path(source).name} is not a reward model: train one with the reward stage first.")
+    model = _load(AutoModelForSequenceClassification, source, _dtype(precision, lora))
+    return Scorer(model, _codec(source, model), precision, lora)
+
+
+def new_reward_model(source: str, seed: int, precision: str = "fp32", lora: Lora | None = None) -> Scorer:
+    """A reward model on the backbone of a policy, its head drawn from N(0, 1/√(d+1)) (Stiennon et al., their code)."""
+    from transformers import AutoModelForSequenceClassification
+
+    model = _load(AutoModelForSequenceClassification, source, _dtype(precision, lora), num_labels=1)
+    head = getattr(model, "score", None)
+    if not isinstance(head, nn.Linear) or head.out_features != 1:
+        raise ModelError(f"{type(model).__name__} has no scalar head 'score': this model family cannot score yet.")
+    draw = torch.randn(head.weight.shape, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        head.weight.copy_(draw / (head.in_features + 1) ** 0.5)
+    model.config.reward_mean, model.config.reward_std = 0.0, 1.0
+    return Scorer(model, _codec(source, model), precision, lora)
+
+
+def same_tokens(one: Net, other: Net) -> None:
+    """Policy and reward model must read the same ids, because completions are never decoded and encoded again."""
+    if one.codec.tokenizer.get_vocab() != other.codec.tokenizer.get_vocab():
+        raise ModelError("Policy and reward model have different tokenizers: train the reward model on this policy.")
+
+
+def _load(auto: Any, source: str, dtype: torch.dtype, **options: Any) -> Any:
+    local = Path(source).is_dir()
+    if not local and (source.startswith((".", "/", "~")) or source.count("/") != 1):
+        raise ModelError(f"{source}: there is no such model directory.")
+    if local:
+        check_model_directory(Path(source))
+        if (Path(source) / "adapter_config.json").is_file():
+            return _merged_adapter(auto, source, dtype, **options)
+    try:
+        return auto.from_pretrained(source, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options)
+    except MemoryError:
+        raise
+    except Exception as error:  # transformers, safetensors and the hub client each raise families of their own
+        if "out of memory" in str(error).lower() or "can't allocate memory" in str(error):
+            raise
+        shown = Path(source).name if local else source
+        raise ModelError(f"{shown} cannot be loaded as a model: {_first_line(error)}") from error
+
+
+def _merged_adapter(auto: Any, source: str, dtype: torch.dtype, **options: Any) -> Any:
+    """LoRA adapters merged into the base model that their configuration names."""
+    from peft import PeftModel
+
+    base = json.loads((Path(source) / "adapter_config.json").read_text()).get("base_model_name_or_path")
+    if not base:
+        raise ModelError(f"{Path(source).name}/adapter_config.json does not name its base model.")
+    model = _load(auto, base, dtype, **options)
+    return PeftModel.from_pretrained(model, source, use_safetensors=True).merge_and_unload()
+
+
+def _attach(model: Any, lora: Lora) -> Any:
+    from peft import LoraConfig, get_peft_model
+    from transformers.pytorch_utils import Conv1D
+
+    backbone = {id(module) for module in model.base_model.modules()}
+    targets = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and id(m) in backbone]
+    fan_in_first = any(isinstance(m, Conv1D) for m in model.base_model.modules())
+    return get_peft_model(
+        model, LoraConfig(r=lora.r, lora_alpha=lora.alpha, target_modules=targets, fan_in_fan_out=fan_in_first)
+    )
+
+
+def _codec(source: str, model: Any) -> Codec:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:  # as above
+        raise ModelError(f"{Path(source).name} has no usable tokenizer: {_first_line(error)}") from error
+    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    return Codec(tokenizer, ends if isinstance(ends, list) else [] if ends is None else [ends])
+
+
+def _dtype(precision: str, lora: Lora | None) -> torch.dtype:
+    """Trained weights stay in fp32; under LoRA the frozen ones need not."""
+    return torch.bfloat16 if precision == "bf16" and lora is not None else torch.float32
+
+
+def _architecture(source: str) -> str:
+    try:
+        return str((json.loads((Path(source) / "config.json").read_text()).get("architectures") or [""])[0])
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{Path(source).name} has no readable config.json: it is not a model directory.") from error
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__

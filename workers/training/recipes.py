@@ -1,0 +1,167 @@
+"""Recipes: the hyperparameters of each stage (torch-free).
+
+One pydantic definition serves the web form, the API documentation, the command line and the trainer. Defaults are
+for real language models (0.1–10 billion parameters) fine-tuned whole; a caller with a tiny model raises the learning
+rate, a caller with little memory sets `lora`. Unknown keys are errors, so that a typo never trains silently.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+LearningRate = Annotated[float, Field(gt=0, le=1)]
+
+
+class Lora(BaseModel):
+    """Low-rank adapters on every linear layer of the backbone (Hu et al. 2021). Checkpoints are saved merged."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    r: int = Field(16, ge=1, le=1024, description="Rank of each adapter.")
+    alpha: int = Field(32, ge=1, le=4096, description="Scale: the update is multiplied by alpha / r.")
+
+
+class Recipe(BaseModel):
+    """What every training stage shares."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    epochs: float = Field(1, gt=0, le=1000, description="Passes over the data; a fraction stops within a pass.")
+    batch_size: int = Field(32, ge=1, le=65536, description="Examples or pairs per optimiser step.")
+    learning_rate: LearningRate = Field(1e-5, description="Peak learning rate of AdamW.")
+    schedule: Literal["linear", "cosine", "constant"] = Field(
+        "linear", description="How the learning rate falls after the warm-up; linear and cosine end at 0."
+    )
+    warmup_ratio: float = Field(0.05, ge=0, le=1, description="Share of the steps in which the learning rate rises.")
+    weight_decay: float = Field(0.0, ge=0, le=10, description="Decoupled weight decay of AdamW.")
+    max_grad_norm: float = Field(1.0, gt=0, le=1e6, description="Gradients are scaled down to at most this norm.")
+    max_length: int = Field(
+        1024, ge=8, le=1_048_576, description="Tokens of prompt + completion kept; the end of a completion is cut."
+    )
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="bf16 computes in bfloat16 and keeps trained weights in fp32."
+    )
+    lora: Lora | None = Field(None, description="Train low-rank adapters; null fine-tunes all weights.")
+    micro_batch_tokens: int = Field(
+        8192, ge=64, le=16_777_216, description="Most padded tokens in one forward pass; lower it to save memory."
+    )
+    save_every: int = Field(
+        50, ge=0, le=1_000_000, description="Steps between resumable states; 0 writes one only on SIGTERM."
+    )
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="Seed of shuffling, initialisation and sampling.")
+
+
+class SFTRecipe(Recipe):
+    """Supervised fine-tuning on demonstrations."""
+
+    learning_rate: LearningRate = Field(2e-5, description="Peak learning rate of AdamW.")
+
+
+class RewardRecipe(Recipe):
+    """Reward model from preference pairs (Bradley-Terry)."""
+
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=0.5, description="Assumed share of wrong labels ε: targets become 1 - ε instead of 1."
+    )
+    centering: float = Field(
+        0.01, ge=0, le=10, description="Weight of (r_chosen + r_rejected)², which keeps rewards around 0."
+    )
+    min_pairs: int = Field(10, ge=1, le=1_000_000, description="Fewer training pairs than this are refused.")
+
+
+class DPORecipe(Recipe):
+    """Direct preference optimisation: the policy from pairs, without a reward model."""
+
+    learning_rate: LearningRate = Field(1e-6, description="Peak learning rate of AdamW.")
+    beta: float = Field(0.1, gt=0, le=100, description="Strength of the pull towards the reference policy.")
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="Assumed share of wrong labels ε (conservative DPO).")
+    min_pairs: int = Field(10, ge=1, le=1_000_000, description="Fewer training pairs than this are refused.")
+
+
+class PPORecipe(Recipe):
+    """Proximal policy optimisation against a reward model with a KL penalty to the starting policy."""
+
+    epochs: float = Field(1, gt=0, le=1000, description="Passes over the prompts, when `steps` is null.")
+    batch_size: int = Field(64, ge=1, le=65536, description="Prompts, hence episodes, per rollout (one step).")
+    learning_rate: LearningRate = Field(1e-6, description="Peak learning rate of the policy.")
+    value_learning_rate: LearningRate = Field(1e-5, description="Peak learning rate of the value model.")
+    steps: int | None = Field(None, ge=1, le=1_000_000, description="Rollouts; null derives them from `epochs`.")
+    inner_epochs: int = Field(4, ge=1, le=100, description="Passes over each rollout batch.")
+    minibatches: int = Field(1, ge=1, le=1024, description="Optimiser steps per inner epoch.")
+    beta: float = Field(0.05, ge=0, le=100, description="Weight of the per-token KL penalty in the reward.")
+    target_kl: float | None = Field(
+        None, gt=0, le=1000, description="Adapt beta towards this KL per sequence (nats); null keeps beta fixed."
+    )
+    kl_horizon: float = Field(10_000, gt=0, le=1e9, description="Episodes over which the adaptive beta moves.")
+    max_approx_kl: float | None = Field(
+        None, gt=0, le=100, description="Stop the inner epochs when one update moved the policy further than this."
+    )
+    gamma: float = Field(1.0, ge=0, le=1, description="Discount per token.")
+    lam: float = Field(0.95, ge=0, le=1, description="λ of generalised advantage estimation.")
+    clip: float = Field(0.2, gt=0, lt=1, description="Clip range of the probability ratio.")
+    value_clip: float = Field(0.2, gt=0, le=100, description="Clip range of the value update.")
+    value_coef: float = Field(0.5, ge=0, le=100, description="Weight of the value loss.")
+    temperature: float = Field(1.0, gt=0, le=10, description="Sampling temperature, also in all log-probabilities.")
+    max_new_tokens: int = Field(128, ge=1, le=131_072, description="Longest completion, in tokens.")
+    missing_eos_penalty: float = Field(
+        1.0, ge=0, le=100, description="Taken off the score of a completion that did not end by itself."
+    )
+    score_clip: float = Field(10.0, gt=0, le=1e6, description="Normalised scores are clipped to ± this.")
+    whiten_rewards: bool = Field(False, description="Scale per-token rewards to unit variance, mean kept.")
+
+
+class SampleRecipe(BaseModel):
+    """Draw completions for prompts."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    n: int = Field(2, ge=1, le=1024, description="Completions per prompt.")
+    temperature: float = Field(1.0, ge=0, le=10, description="Sampling temperature; 0 is greedy.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus: the smallest set with this much probability.")
+    max_new_tokens: int = Field(128, ge=1, le=131_072, description="Longest completion, in tokens.")
+    max_length: int = Field(1024, ge=8, le=1_048_576, description="Tokens of prompt + completion.")
+    batch_size: int = Field(128, ge=1, le=65536, description="Sequences generated at a time.")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="Arithmetic of the forward pass.")
+    distinct: bool = Field(True, description="Draw again, a few times, when completions of a prompt are equal.")
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="Seed of the draws.")
+
+
+class EvaluateRecipe(BaseModel):
+    """Compare a new policy with the one it came from on held-out prompts."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    temperature: float = Field(1.0, gt=0, le=10, description="Sampling temperature of both policies.")
+    max_new_tokens: int = Field(128, ge=1, le=131_072, description="Longest completion, in tokens.")
+    max_length: int = Field(1024, ge=8, le=1_048_576, description="Tokens of prompt + completion.")
+    max_prompts: int = Field(512, ge=1, le=1_000_000, description="At most so many prompts are used, the first ones.")
+    batch_size: int = Field(128, ge=1, le=65536, description="Sequences generated at a time.")
+    micro_batch_tokens: int = Field(16384, ge=64, le=16_777_216, description="Most padded tokens in one pass.")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="Arithmetic of the forward pass.")
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="Seed of the draws.")
+
+
+class TinyRecipe(BaseModel):
+    """Build a small demo policy from scratch."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    steps: int = Field(600, ge=1, le=1_000_000, description="Optimiser steps.")
+    batch_size: int = Field(32, ge=1, le=4096, description="Conversations per step.")
+    learning_rate: LearningRate = Field(3e-3, description="Peak learning rate of AdamW.")
+    hidden_size: int = Field(128, ge=16, le=4096, description="Width of the model.")
+    layers: int = Field(4, ge=1, le=64, description="Transformer layers.")
+    vocab_size: int = Field(512, ge=280, le=65536, description="Entries of the byte-pair vocabulary.")
+    max_length: int = Field(256, ge=16, le=8192, description="Longest sequence, in tokens.")
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="Seed of initialisation and order.")
+
+
+RECIPES: dict[str, type[BaseModel]] = {
+    "sft": SFTRecipe,
+    "reward": RewardRecipe,
+    "dpo": DPORecipe,
+    "ppo": PPORecipe,
+    "sample": SampleRecipe,
+    "evaluate": EvaluateRecipe,
+    "tiny": TinyRecipe,
+}

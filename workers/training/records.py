@@ -1,0 +1,161 @@
+"""Reading JSONL training data, TRL column names (torch-free).
+
+Every reader streams and stops at the first bad record with a `RecordError` that names file, line and field and says
+how to mend it. Prompts and completions are strings, or lists of chat messages `{"role": …, "content": …}`.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from workers.training.errors import DataError, RecordError
+
+Message = dict[str, str]
+Text = str | list[Message]
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two completions of one prompt; `chosen` was preferred with probability `confidence`.
+
+    `margin` is how much better it should score (reward units), `weight` how much the pair counts.
+    """
+
+    prompt: Text
+    chosen: Text
+    rejected: Text
+    margin: float = 0.0
+    weight: float = 1.0
+    confidence: float = 1.0
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """A prompt with a completion to imitate."""
+
+    prompt: Text
+    completion: Text
+
+
+@dataclass(frozen=True)
+class PromptRow:
+    """A prompt and the whole row it came in, so that ids and other columns pass through."""
+
+    prompt: Text
+    row: dict[str, Any]
+
+
+def read_pairs(path: Path) -> Iterator[Pair]:
+    """Preference pairs: `prompt`, `chosen`, `rejected` and optionally `margin`, `weight`, `confidence`."""
+    for row in _rows(path):
+        yield Pair(
+            prompt=row.text("prompt"),
+            chosen=row.text("chosen"),
+            rejected=row.text("rejected"),
+            margin=row.number("margin", 0.0, low=0.0, high=math.inf),
+            weight=row.number("weight", 1.0, low=0.0, high=math.inf),
+            confidence=row.number("confidence", 1.0, low=0.0, high=1.0),
+        )
+
+
+def read_demonstrations(path: Path) -> Iterator[Demonstration]:
+    """Demonstrations: `prompt` and `completion`."""
+    for row in _rows(path):
+        yield Demonstration(prompt=row.text("prompt"), completion=row.text("completion"))
+
+
+def read_prompts(path: Path) -> Iterator[PromptRow]:
+    """Rows with a `prompt`; all other columns are passed through untouched."""
+    for row in _rows(path):
+        yield PromptRow(prompt=row.text("prompt"), row=row.values)
+
+
+@dataclass
+class _Row:
+    """One parsed line with its place, so that each complaint can say where it is."""
+
+    file: str
+    line: int
+    values: dict[str, Any]
+
+    def fail(self, field: str | None, problem: str) -> NoReturn:
+        raise RecordError(self.file, self.line, field, problem)
+
+    def text(self, field: str) -> Text:
+        value = self.values.get(field)
+        if value is None:
+            have = ", ".join(sorted(self.values)) or "nothing"
+            self.fail(field, f"is missing; the record has {have}. Give a string or a list of messages.")
+        if isinstance(value, str):
+            if not value.strip() and field == "prompt":
+                self.fail(field, "is empty; give the text that the completions answer.")
+            return value
+        if not isinstance(value, list):
+            self.fail(field, f"is a {_kind(value)}; give a string or a list of messages with 'role' and 'content'.")
+        if not value:
+            self.fail(field, "is an empty list; give at least one message.")
+        for number, message in enumerate(value, start=1):
+            self._check_message(field, number, message)
+        return value
+
+    def _check_message(self, field: str, number: int, message: Any) -> None:
+        name = f"{field}[{number - 1}]"
+        if not isinstance(message, dict):
+            self.fail(name, f"is a {_kind(message)}; a message is an object with 'role' and 'content'.")
+        if message.get("role") not in ROLES:
+            self.fail(f"{name}.role", f"is {message.get('role')!r}; use one of {', '.join(ROLES)}.")
+        if not isinstance(message.get("content"), str):
+            self.fail(f"{name}.content", f"is a {_kind(message.get('content'))}; give a string.")
+
+    def number(self, field: str, default: float, *, low: float, high: float) -> float:
+        value = self.values.get(field)
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            self.fail(field, f"is a {_kind(value)}; give a finite number.")
+        if not low <= value <= high:
+            bounds = f"at least {low:g}" if math.isinf(high) else f"between {low:g} and {high:g}"
+            self.fail(field, f"is {value:g}; it must be {bounds}.")
+        return float(value)
+
+
+def _rows(path: Path) -> Iterator[_Row]:
+    try:
+        handle = path.open("rb")
+    except FileNotFoundError:
+        raise DataError(f"{path.name}: there is no such file.") from None
+    except OSError as error:
+        raise DataError(f"{path.name}: cannot be read ({error.strerror}).") from error
+    with handle:
+        for number, raw in enumerate(handle, start=1):
+            if number == 1:
+                raw = raw.removeprefix(b"\xef\xbb\xbf")
+            if raw.strip():
+                yield _Row(path.name, number, _parse(path.name, number, raw))
+
+
+def _parse(file: str, number: int, raw: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise RecordError(file, number, None, f"is not UTF-8 (byte {error.start}); save the file as UTF-8.") from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        detail = (
+            f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else "nested too deep"
+        )
+        problem = f"is not valid JSON ({detail}); each line must be one complete JSON object."
+        raise RecordError(file, number, None, problem) from None
+    if not isinstance(value, dict):
+        raise RecordError(file, number, None, f"is a {_kind(value)}; each line must be one JSON object.")
+    return value
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "object", list: "list", str: "string", bool: "boolean", int: "number", float: "number"}
+    if isinstance(value, float) and not math.isfinite(value):
+        return "non-finite number"
+    return "null" if value is None else names.get(type(value), type(value).__name__)
