@@ -18,6 +18,7 @@ from typing import Any
 from app.core import db
 from app.core.children import Child, SupervisorError, run
 from app.core.embedded import locked, prepare_data, provided
+from app.core.errors import TiebreakError
 from app.core.settings import settings
 
 GPU_GRACE = 30.0
@@ -32,17 +33,19 @@ def up(
     prepare: Callable[[], Any] | None = None,
     on_ready: Callable[[str], Any] | None = None,
     once: bool = False,
+    reload: bool = False,
 ) -> None:
     """Run the platform until SIGINT or SIGTERM and return with everything stopped.
 
     `prepare` runs when the database is there and migrated, before any child; `on_ready` gets the address when /readyz
     answers, in a thread of its own. With `once` the platform ends when `on_ready` does, and what that raised is raised
-    here. `port` 0 takes a free one. Raises `SupervisorError` or `EmbeddedError`, one sentence each.
+    here. `port` 0 takes a free one; `reload` is for developers. Raises `SupervisorError` or `EmbeddedError`, one sentence each.
     """
     data = prepare_data(settings().data)
     with only_one(data / "run" / "up.lock", data):
         port = usable_port(host, port)
         url = address(host, port)
+        (data / "run" / "web.url").write_text(url)
         os.environ["TIEBREAK_DATA"] = str(data)
         os.environ.setdefault("TIEBREAK_URL", url)
         settings.cache_clear()
@@ -51,7 +54,7 @@ def up(
             if prepare:
                 prepare()
             run(
-                platform(host, port, data, workers),
+                platform(host, port, data, workers, reload),
                 data / "logs",
                 ready=lambda: answers(f"{url}/readyz"),
                 on_ready=lambda: on_ready(url) if on_ready else None,
@@ -59,7 +62,16 @@ def up(
             )
 
 
-def platform(host: str, port: int, data: Path, workers: bool = True) -> list[Child]:
+def running() -> str | None:
+    """The address of the platform that already runs on this data directory, if there is one."""
+    try:
+        url = (settings().data / "run" / "web.url").read_text()
+    except OSError:
+        return None
+    return url if answers(f"{url}/readyz") else None
+
+
+def platform(host: str, port: int, data: Path, workers: bool = True, reload: bool = False) -> list[Child]:
     """The children, in the order in which they start; they stop in the opposite one."""
     python = (sys.executable, "-m")
     proxies = ("--forwarded-allow-ips", settings().trusted_proxies)
@@ -71,6 +83,8 @@ def platform(host: str, port: int, data: Path, workers: bool = True) -> list[Chi
     housekeeping = (*python, "celery", "-A", "workers.housekeeping", "worker", *chores, *quiet)
     schedule = ("--schedule", str(data / "run" / "beat-schedule"), "--pidfile", "")
     beat = (*python, "celery", "-A", "workers.housekeeping", "beat", *schedule, "-l", "INFO")
+    if reload:
+        web = (*web, "--reload", "--reload-dir", "app", "--reload-dir", "templates")
     children = [Child("web", web)]
     if workers:
         children += [Child("gpu", gpu, grace=GPU_GRACE), Child("housekeeping", housekeeping), Child("beat", beat)]
@@ -126,3 +140,15 @@ def answers(url: str) -> bool:
             return bool(reply.status == 200)
     except (OSError, http.client.HTTPException):
         return False
+
+
+def main() -> None:
+    """`make dev`: everything, with a web process that starts again when a file changes."""
+    try:
+        up(port=int(sys.argv[1]), reload=True, on_ready=lambda url: sys.stdout.write(f"{url}\n"))
+    except TiebreakError as error:
+        sys.exit(f"tiebreak: {error.message}")
+
+
+if __name__ == "__main__":
+    main()

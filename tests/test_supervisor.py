@@ -21,7 +21,7 @@ import sys
 from app import supervisor
 from app.core.children import Child
 from app.core.errors import TiebreakError
-supervisor.platform = lambda host, port, data, workers: [Child("web", [sys.executable, "-c", {web!r}, str(port)])]
+supervisor.platform = lambda host, port, *_: [Child("web", [sys.executable, "-c", {web!r}, str(port)])]
 try:
     supervisor.up(port={port}, on_ready=lambda url: print(url, flush=True))
 except TiebreakError as error:
