@@ -39,7 +39,9 @@ def up(
 
     `prepare` runs when the database is there and migrated, before any child; `on_ready` gets the address when /readyz
     answers, in a thread of its own. With `once` the platform ends when `on_ready` does, and what that raised is raised
-    here. `port` 0 takes a free one; `reload` is for developers. Raises `SupervisorError` or `EmbeddedError`, one sentence each.
+    here. `port` 0 takes a free one; `reload` is for developers.
+
+    Raises `SupervisorError` or `EmbeddedError`, one sentence each.
     """
     data = prepare_data(settings().data)
     with only_one(data / "run" / "up.lock", data):
@@ -83,9 +85,8 @@ def platform(host: str, port: int, data: Path, workers: bool = True, reload: boo
     housekeeping = (*python, "celery", "-A", "workers.housekeeping", "worker", *chores, *quiet)
     schedule = ("--schedule", str(data / "run" / "beat-schedule"), "--pidfile", "")
     beat = (*python, "celery", "-A", "workers.housekeeping", "beat", *schedule, "-l", "INFO")
-    if reload:
-        web = (*web, "--reload", "--reload-dir", "app", "--reload-dir", "templates")
-    children = [Child("web", web)]
+    watched = ("--reload", "--reload-dir", "app", "--reload-dir", "templates") if reload else ()
+    children = [Child("web", (*web, *watched))]
     if workers:
         children += [Child("gpu", gpu, grace=GPU_GRACE), Child("housekeeping", housekeeping), Child("beat", beat)]
     return children

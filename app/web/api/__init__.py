@@ -2,8 +2,8 @@
 
 from fastapi import APIRouter
 
-from app.web.api import annotation, campaigns, preferences, rounds
+from app.web.api import annotation, campaigns, preferences, rounds, samples
 
 router = APIRouter(prefix="/api/v1")
-for part in (campaigns, annotation, preferences, rounds):
+for part in (campaigns, annotation, preferences, rounds, samples):
     router.include_router(part.router)
