@@ -6,9 +6,11 @@ under `app.core.children`, which keeps them running and leaves none behind.
 
 import fcntl
 import http.client
+import json
 import os
 import socket
 import sys
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +23,7 @@ from app.core.embedded import locked, prepare_data, provided
 from app.core.errors import TiebreakError
 from app.core.settings import settings
 
+LOCK = "up.json"
 GPU_GRACE = 30.0
 """A training run is asked for a last checkpoint before it is killed."""
 
@@ -44,10 +47,10 @@ def up(
     Raises `SupervisorError` or `EmbeddedError`, one sentence each.
     """
     data = prepare_data(settings().data)
-    with only_one(data / "run" / "up.lock", data):
+    with only_one(data) as tell:
         port = usable_port(host, port)
         url = address(host, port)
-        (data / "run" / "web.url").write_text(url)
+        tell(url)
         os.environ["TIEBREAK_DATA"] = str(data)
         os.environ.setdefault("TIEBREAK_URL", url)
         settings.cache_clear()
@@ -62,15 +65,6 @@ def up(
                 on_ready=lambda: on_ready(url) if on_ready else None,
                 once=once,
             )
-
-
-def running() -> str | None:
-    """The address of the platform that already runs on this data directory, if there is one."""
-    try:
-        url = (settings().data / "run" / "web.url").read_text()
-    except OSError:
-        return None
-    return url if answers(f"{url}/readyz") else None
 
 
 def platform(host: str, port: int, data: Path, workers: bool = True, reload: bool = False) -> list[Child]:
@@ -93,21 +87,56 @@ def platform(host: str, port: int, data: Path, workers: bool = True, reload: boo
 
 
 @contextmanager
-def only_one(lock: Path, data: Path) -> Iterator[None]:
-    """Hold the data directory for one `up`; raises `SupervisorError` where another one has it."""
-    handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+def only_one(data: Path) -> Iterator[Callable[[str], None]]:
+    """Hold the data directory for one `up`; raises `SupervisorError` where another one has it.
+
+    Gives a function to write down the address for `running`.
+    """
+    handle = os.open(data / "run" / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+
+    def tell(url: str) -> None:
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, json.dumps({"pid": os.getpid(), "url": url}).encode(), 0)
+
     try:
         if not locked(handle, fcntl.LOCK_EX):
-            pid = os.read(handle, 32).decode() or "unknown"
             raise SupervisorError(
-                f"Tiebreak is already running on {data} (process {pid}): stop that one, or choose another directory "
-                "with --data."
+                f"Tiebreak is already running on {data} (process {read_lock(handle).get('pid', 'unknown')}): stop that "
+                "one, or choose another directory with --data."
             )
-        os.ftruncate(handle, 0)
-        os.write(handle, str(os.getpid()).encode())
-        yield
+        tell("")
+        yield tell
     finally:
         os.close(handle)
+
+
+def read_lock(handle: int) -> dict[str, Any]:
+    try:
+        return dict(json.loads(os.pread(handle, 1024, 0)))
+    except ValueError:
+        return {}  # just being written
+
+
+def running(patience: float = 90.0) -> str | None:
+    """The address of the `up` that has this data directory, once it is ready; None where there is none."""
+    try:
+        handle = os.open(settings().data / "run" / LOCK, os.O_RDWR)
+    except FileNotFoundError:
+        return None
+    try:
+        deadline = time.monotonic() + patience
+        while not locked(handle, fcntl.LOCK_EX):
+            url = str(read_lock(handle).get("url", ""))
+            if url and answers(f"{url}/readyz"):
+                return url
+            if time.monotonic() > deadline:
+                raise SupervisorError(
+                    f"Tiebreak is running on {settings().data} but does not answer: see the logs there, or stop it."
+                )
+            time.sleep(0.2)
+    finally:
+        os.close(handle)
+    return None
 
 
 def usable_port(host: str, port: int) -> int:

@@ -5,7 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -14,6 +14,7 @@ import pytest
 
 from app import supervisor
 from app.core.children import SupervisorError
+from app.core.settings import settings
 
 ROOT = Path(__file__).resolve().parents[1]
 UP = """
@@ -37,8 +38,11 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Ready).serve_forever()
 """
 
 
+Start = Callable[..., tuple[psutil.Popen, str]]
+
+
 @pytest.fixture
-def up(tmp_path: Path, database_url: str, redis_url: str) -> Iterator[object]:
+def up(tmp_path: Path, database_url: str, redis_url: str) -> Iterator[Start]:
     """Starts `up` with a small stand-in for the web process; gives the process and its first line."""
     started: list[psutil.Popen] = []
 
@@ -61,7 +65,7 @@ def up(tmp_path: Path, database_url: str, redis_url: str) -> Iterator[object]:
         process.communicate()
 
 
-def test_it_answers_once_it_says_so_and_leaves_nothing(up) -> None:  # type: ignore[no-untyped-def]
+def test_it_answers_once_it_says_so_and_leaves_nothing(up: Start) -> None:
     process, url = up(DATABASE_URL="", REDIS_URL="")
     family = process.children(recursive=True)
     assert urlopen(f"{url}/readyz").status == 200
@@ -72,7 +76,7 @@ def test_it_answers_once_it_says_so_and_leaves_nothing(up) -> None:  # type: ign
     assert not alive and len(gone) >= 5, "web, two keepers, two servers"
 
 
-def test_a_second_up_on_the_same_data_says_so(up) -> None:  # type: ignore[no-untyped-def]
+def test_a_second_up_on_the_same_data_says_so(up: Start) -> None:
     first, _ = up()
     second, _ = up()
     _, err = second.communicate(timeout=20)
@@ -80,7 +84,7 @@ def test_a_second_up_on_the_same_data_says_so(up) -> None:  # type: ignore[no-un
     assert f"is already running on {first.environ()['TIEBREAK_DATA']} (process {first.pid}): stop that one" in err
 
 
-def test_a_killed_up_frees_the_directory_and_the_port(up) -> None:  # type: ignore[no-untyped-def]
+def test_a_killed_up_frees_the_directory_and_the_port(up: Start) -> None:
     first, url = up()
     web = first.children()
     first.kill()
@@ -89,7 +93,21 @@ def test_a_killed_up_frees_the_directory_and_the_port(up) -> None:  # type: igno
     assert again == url
 
 
-def test_a_busy_port_is_one_sentence(up) -> None:  # type: ignore[no-untyped-def]
+def test_others_find_the_running_platform(up: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIEBREAK_DATA", str(tmp_path / "d"))
+    settings.cache_clear()
+    try:
+        assert supervisor.running() is None
+        process, url = up()
+        assert supervisor.running() == url
+        process.send_signal(signal.SIGTERM)
+        process.wait(20)
+        assert supervisor.running() is None
+    finally:
+        settings.cache_clear()
+
+
+def test_a_busy_port_is_one_sentence(up: Start) -> None:
     with socket.create_server(("127.0.0.1", 0)) as busy:
         process, _ = up(port=busy.getsockname()[1])
         _, err = process.communicate(timeout=20)
