@@ -127,4 +127,4 @@ def store(session: Session, campaign_id: uuid.UUID, prompts: dict[str, chat.Mess
     wanted = select(Prompt.fingerprint, Prompt.id).where(
         Prompt.campaign_id == campaign_id, Prompt.fingerprint.in_(prompts)
     )
-    return Stored(dict(session.execute(wanted).tuples().all()), created)
+    return Stored(dict(session.execute(wanted).all()), created)

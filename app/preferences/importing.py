@@ -49,7 +49,7 @@ class _Annotators:
         known = select(Annotator.label, Annotator.id).where(
             Annotator.campaign_id == campaign.id, Annotator.user_id.is_(None)
         )
-        self.ids: dict[str, uuid.UUID] = dict(session.execute(known).tuples().all())
+        self.ids: dict[str, uuid.UUID] = dict(session.execute(known).all())
 
     def __getitem__(self, label: str) -> uuid.UUID:
         if label not in self.ids:

@@ -76,9 +76,7 @@ def describe(db: Session, campaign: Campaign) -> CampaignOut:
             select(Comparison.state, func.count())
             .where(Comparison.campaign_id == campaign.id)
             .group_by(Comparison.state)
-        )
-        .tuples()
-        .all()
+        ).all()
     )
     answers = select(func.count()).where(Annotation.campaign_id == campaign.id, Annotation.superseded_at.is_(None))
     return CampaignOut(
