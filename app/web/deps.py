@@ -166,39 +166,66 @@ async def may_create_campaigns(request: Request, principal: SignedIn) -> Princip
 CampaignCreator = Annotated[Principal, Depends(may_create_campaigns)]
 
 
-def visible_campaign(db: Session, user: User, campaign_id: str | uuid.UUID) -> tuple[Campaign, CampaignRole | None]:
-    """The campaign and what the user is in it, or `NotFound`. For policies on things inside a campaign, too:
-    look up the thing, then pass its `campaign_id` here.
+NO_CAMPAIGN = "There is no such campaign."
+
+
+def visible_campaign(
+    db: Session, user: User, campaign_id: str | uuid.UUID, *, missing: str = NO_CAMPAIGN
+) -> tuple[Campaign, CampaignRole | None]:
+    """The campaign and what the user is in it, or `NotFound`.
+
+    For policies on things inside a campaign, too: look the thing up, pass its `campaign_id` and, as `missing`, the very
+    words with which an unknown thing of that kind is refused.
     """
-    missing = NotFound("There is no such campaign.")
     try:
         identity = campaign_id if isinstance(campaign_id, uuid.UUID) else uuid.UUID(campaign_id)
     except ValueError:
-        raise missing from None
+        raise NotFound(missing) from None
     found = db.execute(
         select(Campaign, Membership.role)
         .outerjoin(Membership, (Membership.campaign_id == Campaign.id) & (Membership.user_id == user.id))
         .where(Campaign.id == identity)
     ).first()
     if found is None or not access.may_see(user.role, found[1]):
-        raise missing
+        raise NotFound(missing)
     return found[0], found[1]
 
 
-def require_lead(request: Request, db: Session, principal: Principal, campaign_id: str | uuid.UUID) -> Campaign:
+def require_lead(
+    request: Request, db: Session, principal: Principal, campaign_id: str | uuid.UUID, *, missing: str = NO_CAMPAIGN
+) -> Campaign:
     """The campaign, if the caller runs it: 404 for who may not know of it, 403 for its annotators."""
-    campaign, role = visible_campaign(db, principal.user, campaign_id)
+    campaign, role = visible_campaign(db, principal.user, campaign_id, missing=missing)
     if not access.may_lead(principal.user.role, role):
         raise Forbidden("This is for the leads of the campaign.")
     _scope(request, principal, Scope.manage)
     return campaign
 
 
-def require_annotator(request: Request, db: Session, principal: Principal, campaign_id: str | uuid.UUID) -> Campaign:
+def require_annotator(
+    request: Request, db: Session, principal: Principal, campaign_id: str | uuid.UUID, *, missing: str = NO_CAMPAIGN
+) -> Campaign:
     """The campaign, if the caller may annotate in it, else 404."""
-    campaign, _ = visible_campaign(db, principal.user, campaign_id)
+    campaign, _ = visible_campaign(db, principal.user, campaign_id, missing=missing)
     _scope(request, principal, Scope.annotate)
     return campaign
+
+
+def caller_of_stream(request: Request, session: Session) -> Principal:
+    """Who is calling, for a live stream, which must not hold a connection for as long as it lasts.
+
+    A stream's policy takes no `Db`; it asks in a short transaction of its own:
+
+        @policy("lead of the round's campaign, for a stream")
+        def led_round_stream(request: Request, round_id: str) -> uuid.UUID:
+            with transaction() as session:
+                principal = caller_of_stream(request, session)
+                ...
+    """
+    principal = caller(request, session, "")
+    if principal is None:
+        raise NotSignedIn("Sign in to go on.")
+    return principal
 
 
 @policy("lead of the campaign")
