@@ -6,18 +6,21 @@ from urllib.parse import quote, urlsplit
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
+from app.core.db import transaction
 from app.core.errors import Invalid, NotFound, NotSignedIn, TiebreakError, TooLarge, TooMany
+from app.web.deps import caller
 from app.web.templating import render
 
 TOO_LARGE = "This is more than one request may carry. Send less at once, or split the file."
 
 WHAT_TO_DO = {
     403: "If you should be able to do this, ask whoever invited you.",
-    404: "Check the address, or start from your campaigns. It may also be that you are not in this campaign.",
+    404: "Check the address, or start from the front page. It may also be something that nobody has let you into yet.",
     405: "Go back and use the buttons of the page.",
     409: "Go back, reload the page and look at how things stand now.",
     410: "Whoever sent it to you can make a new one in a moment.",
@@ -105,6 +108,8 @@ def _problem(request: Request, error: TiebreakError) -> Response:
 
 
 def _page(request: Request, error: TiebreakError) -> Response:
+    if error.status == 404 and not hasattr(request.state, "principal"):
+        _recognise(request)
     return render(
         request,
         "error.html",
@@ -113,6 +118,15 @@ def _page(request: Request, error: TiebreakError) -> Response:
         error=error,
         what_to_do=WHAT_TO_DO.get(error.status, ""),
     )
+
+
+def _recognise(request: Request) -> None:
+    """No route, hence no dependency that looked who is calling; the page still greets people as it does elsewhere."""
+    try:
+        with transaction() as session:
+            request.state.principal = caller(request, session, "") if request.method == "GET" else None
+    except (SQLAlchemyError, TiebreakError):
+        request.state.principal = None
 
 
 def _to_sign_in(request: Request) -> Response:

@@ -115,7 +115,7 @@ def ago(moment: datetime) -> str:
         return "just now"
     for size, noun in ((86400 * 365, "year"), (86400 * 30, "month"), (86400, "day"), (3600, "hour"), (60, "minute")):
         if amount >= size:
-            said = plural(int(amount // size), noun)
+            said = plural(round(amount / size), noun)
             break
     else:
         said = plural(int(amount), "second")

@@ -22,7 +22,7 @@ router = APIRouter(tags=["rounds"])
 def led_round(request: Request, db: Db, principal: SignedIn, round_id: str) -> Round:
     """Leads of its campaign and administrators."""
     current = require(db, Round, round_id)
-    require_lead(request, db, principal, current.campaign_id)
+    require_lead(request, db, principal, current.campaign_id, missing="There is no such round.")
     return current
 
 

@@ -21,7 +21,7 @@ router = APIRouter(tags=["checkpoints"])
 def led_run(request: Request, db: Db, principal: SignedIn, run_id: str) -> Run:
     """Leads of its campaign and administrators."""
     run = require(db, Run, run_id)
-    require_lead(request, db, principal, run.campaign_id)
+    require_lead(request, db, principal, run.campaign_id, missing="There is no such run.")
     return run
 
 
