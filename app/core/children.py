@@ -12,6 +12,7 @@ import contextlib
 import logging
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from typing import Any
 import psutil
 
 from app.core import leash
-from app.core.embedded import rotate
+from app.core.embedded import LOG_LIMIT, rotate
 from app.core.errors import TiebreakError
 
 log = logging.getLogger(__name__)
@@ -115,6 +116,10 @@ class Running:
             self.say(f"{self.child.name} | {printable(line)[:300]}")
         if len(errors) > LINES_PER_LOOK:
             self.say(f"{self.child.name} | {len(errors) - LINES_PER_LOOK} more in {self.log}")
+        if self.read > LOG_LIMIT:  # the child goes on appending, to a file that is empty again
+            shutil.copyfile(self.log, self.log.with_suffix(".log.1"))
+            os.truncate(self.log, 0)
+            self.read = 0
 
     def last_words(self) -> str:
         lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]

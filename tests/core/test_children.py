@@ -140,6 +140,17 @@ def test_errors_in_a_log_reach_the_terminal_and_nothing_else_does(tmp_path: Path
     assert "all is well" in (tmp_path / "a.log").read_text()
 
 
+def test_a_log_never_takes_the_disk(tmp_path: Path) -> None:
+    """12 MB in one go: what is over the limit goes into the one old log."""
+    code = "print('x' * 1000000, flush=True)\n" * 12 + SLEEPER.format(tmp_path / "a")
+    with supervised(tmp_path, ("a", code)):
+        pid(tmp_path / "a")
+        deadline = time.monotonic() + 10
+        while not (tmp_path / "a.log.1").exists() or (tmp_path / "a.log").stat().st_size > 0:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
 def test_with_once_the_run_ends_when_the_errand_does(tmp_path: Path) -> None:
     with supervised(tmp_path, ("a", SLEEPER.format(tmp_path / "a")), once=True) as process:
         out, _ = process.communicate(timeout=10)
