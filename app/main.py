@@ -5,7 +5,7 @@ from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
-from app.web import account, errors, health, people, signin
+from app.web import account, api, errors, health, people, signin
 from app.web.limits import BODY_LIMIT, FORM_LIMITS
 from app.web.policies import require_policies
 from app.web.security import Shield
@@ -17,6 +17,7 @@ SCREENS = (
     signin,
     account,
     people,
+    api,
 )
 
 
