@@ -1,0 +1,1 @@
+"""The demo: a small language of our own, which the policy built from scratch speaks and a hidden taste judges."""
