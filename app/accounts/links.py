@@ -93,15 +93,16 @@ def use(session: Session, purpose: LinkPurpose, secret: str) -> Link:
     return link
 
 
-def open_invites(session: Session) -> list[Link]:
-    """Invitations that nobody has accepted yet and that still work, the newest first."""
-    return list(
-        session.scalars(
-            select(Link)
-            .where(Link.purpose == LinkPurpose.invite, Link.used_at.is_(None), Link.expires_at > func.now())
-            .order_by(Link.created_at.desc())
-        )
+def open_invites(session: Session, campaign_id: uuid.UUID | None = None) -> list[Link]:
+    """Invitations that nobody has accepted yet and that still work, the newest first; all, or one campaign's."""
+    statement = (
+        select(Link)
+        .where(Link.purpose == LinkPurpose.invite, Link.used_at.is_(None), Link.expires_at > func.now())
+        .order_by(Link.created_at.desc())
     )
+    if campaign_id is not None:
+        statement = statement.where(Link.campaign_id == campaign_id)
+    return list(session.scalars(statement))
 
 
 def revoke_link(session: Session, link_id: uuid.UUID, *, actor_id: uuid.UUID | None) -> None:

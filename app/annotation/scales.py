@@ -27,5 +27,12 @@ class Scale:
     def has_tie(self) -> bool:
         return self.steps % 2 == 1
 
+    @property
+    def words(self) -> list[str]:
+        """The steps from left to right, as an annotator reads them."""
+        degrees = range(1, self.strengths + 1)
+        left = [f"A {self.word(n)}" for n in reversed(degrees)]
+        return [*left, *(["tie"] if self.has_tie else []), *(f"B {self.word(n)}" for n in degrees)]
+
     def word(self, strength: int) -> str:
         return WORDS[self.strengths][strength - 1]

@@ -46,6 +46,21 @@ def create(
     return campaign
 
 
+def faults(name: str, overlap: int | None, scale: int | None) -> dict[str, str]:
+    """What is wrong with each of these, by field: for forms, which show everything at once. None is no number at all."""
+    found = {}
+    for field, check in (
+        ("name", lambda: _name(name)),
+        ("overlap", lambda: _overlap(overlap or 0)),
+        ("scale", lambda: _scale(scale or 0)),
+    ):
+        try:
+            check()
+        except Invalid as error:
+            found[field] = error.message
+    return found
+
+
 def edit(
     session: Session,
     campaign: Campaign,
@@ -70,6 +85,16 @@ def edit(
     if recipe is not None:
         campaign.recipe = recipe
     audit.record(session, by.id, "campaign.edit", campaign, campaign_id=campaign.id)
+
+
+def choose_policy(session: Session, campaign: Campaign, by: User, policy_id: uuid.UUID | None) -> None:
+    """Which policy the campaign begins with. Once it is active and has one, only rounds change it."""
+    if policy_id == campaign.policy_id:
+        return
+    if campaign.policy_id is not None and campaign.state is not CampaignState.draft:
+        raise Conflict("The policy of an active campaign is changed by its rounds.", field="policy")
+    campaign.policy_id = campaign.initial_policy_id = policy_id
+    audit.record(session, by.id, "campaign.policy", campaign, campaign_id=campaign.id, policy=str(policy_id or ""))
 
 
 def _name(name: str) -> str:
@@ -113,6 +138,17 @@ def guidelines(session: Session, campaign_id: uuid.UUID) -> Guidelines | None:
     )
 
 
+def guidelines_versions(session: Session, campaign_id: uuid.UUID) -> list[tuple[Guidelines, str]]:
+    """Every version with its author's name, the newest first."""
+    rows = session.execute(
+        select(Guidelines, User.name)
+        .outerjoin(User, User.id == Guidelines.created_by)
+        .where(Guidelines.campaign_id == campaign_id)
+        .order_by(Guidelines.version.desc())
+    )
+    return [(version, author or "") for version, author in rows]
+
+
 def activate(session: Session, campaign: Campaign, by: User, *, empty: bool = False) -> None:
     """Serve annotators from now on.
 
@@ -148,4 +184,13 @@ def visible_to(session: Session, user: User) -> list[Campaign]:
     if user.role is not Role.admin:
         mine = select(Membership.campaign_id).where(Membership.user_id == user.id)
         statement = statement.where(Campaign.id.in_(mine))
+    return list(session.scalars(statement))
+
+
+def led_by(session: Session, user: User) -> list[Campaign]:
+    """The campaigns that a user runs, newest first."""
+    statement = select(Campaign).order_by(Campaign.created_at.desc(), Campaign.id)
+    if user.role is not Role.admin:
+        led = select(Membership.campaign_id).where(Membership.user_id == user.id, Membership.role == CampaignRole.lead)
+        statement = statement.where(Campaign.id.in_(led))
     return list(session.scalars(statement))

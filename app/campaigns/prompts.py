@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import select
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import column, func, select
+from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.orm import Session
 
 from app.campaigns import messages as chat
@@ -64,15 +64,12 @@ def read(text: str, format: str) -> Iterator[tuple[int, Any]]:
     `format` is `lines` (one prompt a line), `jsonl` (strings, message lists or `{"prompt": …}`), or `csv` (a column
     named prompt).
     """
+    text = text.removeprefix("\ufeff")
     if format == "csv":
-        rows = csv.DictReader(io.StringIO(text))
-        if "prompt" not in (rows.fieldnames or []):
-            yield 1, Invalid("The CSV needs a column named prompt in its first line.")
-            return
-        for row in rows:
-            yield rows.line_num, row["prompt"] or ""
+        yield from _csv(text)
         return
-    for number, line in enumerate(text.splitlines(), start=1):
+    # Not splitlines(): U+2028 and its like are letters to JSON.
+    for number, line in enumerate(text.replace("\r\n", "\n").split("\n"), start=1):
         if not line.strip():
             continue
         if format == "lines":
@@ -86,8 +83,22 @@ def read(text: str, format: str) -> Iterator[tuple[int, Any]]:
         yield number, value.get("prompt") if isinstance(value, dict) and "prompt" in value else value
 
 
-def add(session: Session, campaign: Campaign, values: Iterable[tuple[int, Any]]) -> Report:
-    """Store prompts, each once; bad ones are reported by line and the rest are kept."""
+def _csv(text: str) -> Iterator[tuple[int, Any]]:
+    csv.field_size_limit(len(text) + 1)  # the limit is `chat.MAX_CHARACTERS`, which names the line
+    rows = csv.DictReader(io.StringIO(text, newline=""))
+    try:
+        if "prompt" not in (rows.fieldnames or []):
+            found = ", ".join(repr(name) for name in rows.fieldnames or []) or "nothing"
+            yield 1, Invalid(f"The CSV needs a column named prompt in its first line, which has {found[:200]}.")
+            return
+        for row in rows:
+            yield rows.line_num, row["prompt"] or ""
+    except csv.Error as error:
+        yield rows.line_num, Invalid(f"from here on this is not valid CSV: {error}.")
+
+
+def sift(values: Iterable[tuple[int, Any]]) -> tuple[dict[str, chat.Messages], Report]:
+    """The good prompts by fingerprint, and a report on the rest (in which nothing is created yet). Pure."""
     report = Report()
     parsed: dict[str, chat.Messages] = {}
     for line, value in values:
@@ -101,6 +112,12 @@ def add(session: Session, campaign: Campaign, values: Iterable[tuple[int, Any]])
         mark = chat.fingerprint(messages)
         report.duplicates += mark in parsed
         parsed[mark] = messages
+    return parsed, report
+
+
+def add(session: Session, campaign: Campaign, values: Iterable[tuple[int, Any]]) -> Report:
+    """Store prompts, each once; bad ones are reported by line and the rest are kept."""
+    parsed, report = sift(values)
     known = store(session, campaign.id, parsed)
     report.created = len(known.created)
     report.duplicates += len(parsed) - report.created
@@ -112,6 +129,20 @@ class Stored:
     ids: dict[str, uuid.UUID]
     """Fingerprint to prompt id, of all that were given."""
     created: set[str]
+
+
+def search(
+    session: Session, campaign_id: uuid.UUID, text: str = "", *, page: int = 1, size: int = 25
+) -> tuple[list[Prompt], int]:
+    """One page of the prompts in which `text` occurs, newest first, and how many there are in all."""
+    condition = Prompt.campaign_id == campaign_id
+    if text:
+        turn = func.jsonb_array_elements(Prompt.messages).table_valued(column("value", JSONB))
+        said = turn.c.value["content"].astext
+        condition &= select(1).select_from(turn).where(said.icontains(text, autoescape=True)).exists()
+    total = session.scalar(select(func.count()).select_from(Prompt).where(condition)) or 0
+    ordered = select(Prompt).where(condition).order_by(Prompt.created_at.desc(), Prompt.fingerprint)
+    return list(session.scalars(ordered.offset((page - 1) * size).limit(size))), total
 
 
 def store(session: Session, campaign_id: uuid.UUID, prompts: dict[str, chat.Messages]) -> Stored:

@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from app.accounts.models import User
 from app.annotation.models import Annotation, Annotator, Assignment, AssignmentState
+from app.comparisons.models import Comparison, ComparisonCompletion
 from app.quality import agreement
 from app.quality.agreement import Estimate, Units
 
@@ -29,7 +30,20 @@ class Line:
 
 
 def units(session: Session, campaign_id: uuid.UUID) -> Units:
-    """Comparison to annotator to label, of every current answer that counts."""
+    """Comparison to annotator to label, of every current answer that counts.
+
+    A label names completions by their place in the comparison, which says nothing about them: so two annotators agree
+    by chance about half the time, and that is what α and κ have to correct for. Named by their ids, which no two
+    comparisons share, they would seem to agree by chance never.
+    """
+    places = {
+        str(completion): str(place)
+        for completion, place in session.execute(
+            select(ComparisonCompletion.completion_id, ComparisonCompletion.place)
+            .join(Comparison, Comparison.id == ComparisonCompletion.comparison_id)
+            .where(Comparison.campaign_id == campaign_id)
+        )
+    }
     found: Units = {}
     rows = session.execute(
         select(Annotation.comparison_id, Annotation.annotator_id, Annotation.ranking).where(
@@ -37,8 +51,14 @@ def units(session: Session, campaign_id: uuid.UUID) -> Units:
         )
     )
     for comparison, annotator, ranking in rows:
-        found.setdefault(str(comparison), {})[str(annotator)] = agreement.nominal(ranking)
+        label = agreement.nominal([[places[i] for i in group] for group in ranking])
+        found.setdefault(str(comparison), {})[str(annotator)] = label
     return found
+
+
+def prefers_a_position(share: Estimate) -> bool:
+    """The interval excludes one half: which response came first seems to matter to this annotator."""
+    return share.low is not None and share.high is not None and not share.low <= 0.5 <= share.high
 
 
 def first_share(first: int, decided: int) -> Estimate:
