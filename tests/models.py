@@ -1,4 +1,4 @@
-"""A causal language model of a few thousand random weights, as an ordinary transformers directory with a chat template."""
+"""A causal language model of a few thousand random weights: an ordinary transformers directory, chat template too."""
 
 from functools import cache
 from pathlib import Path

@@ -5,7 +5,6 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Iterator
 
 import psutil
 import pytest
@@ -36,7 +35,7 @@ FAST = {
 
 
 @pytest.fixture
-def campaign(committing: Engine) -> Iterator[Campaign]:
+def campaign(committing: Engine) -> Campaign:
     """A campaign on a random model, with forty imported labels."""
     with transaction() as session:
         lead = make_user(session, Role.lead)
@@ -44,7 +43,7 @@ def campaign(committing: Engine) -> Iterator[Campaign]:
         made = make_campaign(session, by=lead, policy_id=policy.id, recipe=FAST)
         rows = ((n, {"prompt": f"Question {n}?", "chosen": f"yes {n}", "rejected": f"no {n}"}) for n in range(40))
         importing.import_comparisons(session, made, rows)
-    yield made
+    return made
 
 
 def start(campaign: Campaign, **overrides: object) -> uuid.UUID:
