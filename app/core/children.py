@@ -36,7 +36,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 STEADY_AFTER = 20.0
 """A child that has lived this long is started again at once when it dies; before that, ever more slowly."""
 STILLBORN = 3
-"""So many deaths before the platform was ever ready, and it is not going to be."""
+"""So many deaths of the first child before it was ever ready, and it is not going to be."""
 ERROR_LINE = re.compile(r"\b(ERROR|CRITICAL|FATAL)\b|^\w[\w.]*(Error|Exception): ")
 LINES_PER_LOOK = 5
 MARK = "TIEBREAK_SUPERVISOR"
@@ -149,8 +149,9 @@ def run(
 ) -> None:
     """Run the children until SIGINT or SIGTERM, then return with none of them left.
 
-    `on_ready` is called, in a thread of its own, once `ready()` is true; with `once` its end is the end of the run,
-    and what it raises is raised here. Raises `SupervisorError` where the children do not get ready.
+    The first starts alone, with the whole machine to itself, and the others once `ready()` is true. Then `on_ready`
+    is called in a thread of its own; with `once` its end is the end of the run, and what it raises is raised here.
+    Raises `SupervisorError` where the first child does not get ready.
     """
     family = [Running(child, logs, say) for child in children]
     errand: Errand | None = None
@@ -158,10 +159,11 @@ def run(
     with signals() as stopping, adopting():
         try:
             while not stopping.is_set() and not (once and errand and errand.done):
-                if [member for member in family if member.look()]:
+                awake = family if errand else family[:1]
+                if [member for member in awake if member.look()]:
                     bury_orphans(family)
                 if errand is None:
-                    give_up_on_stillborn(family, deadline)
+                    give_up_on_stillborn(family[0], deadline)
                     if ready():
                         errand = Errand(on_ready)
                 stopping.wait(LOOK_EVERY)
@@ -190,15 +192,14 @@ class Errand:
         self.done = True
 
 
-def give_up_on_stillborn(family: Sequence[Running], deadline: float) -> None:
+def give_up_on_stillborn(member: Running, deadline: float) -> None:
     """Before the platform was ever ready: raise rather than try for ever."""
-    for member in family:
-        if member.deaths >= STILLBORN:
-            raise SupervisorError(
-                f"{member.child.name} cannot start: {member.last_words()} (see {member.log}; mend that and try again)."
-            )
+    if member.deaths >= STILLBORN:
+        raise SupervisorError(
+            f"{member.child.name} cannot start: {member.last_words()} (see {member.log}; mend that and try again)."
+        )
     if time.monotonic() > deadline:
-        raise SupervisorError(f"The platform did not get ready in time: see the logs in {family[0].log.parent}.")
+        raise SupervisorError(f"{member.child.name} did not get ready in time: see {member.log} and try again.")
 
 
 def stop(family: Sequence[Running], impatient: threading.Event) -> None:
