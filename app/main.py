@@ -5,7 +5,7 @@ from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
-from app.web import account, api, errors, health, people, signin
+from app.web import account, api, errors, health, live, people, rounds, runs, signin
 from app.web.limits import BODY_LIMIT, FORM_LIMITS
 from app.web.policies import require_policies
 from app.web.security import Shield
@@ -18,6 +18,9 @@ SCREENS = (
     account,
     people,
     api,
+    live,
+    rounds,
+    runs,
 )
 
 
@@ -28,11 +31,11 @@ def create_app() -> FastAPI:
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
-        max_body_size=BODY_LIMIT,
         form_limits=FORM_LIMITS,  # type: ignore[arg-type]
     )
     for screen in SCREENS:
-        app.include_router(screen.router)
+        # The limit is set here and not on the application, where it would sit outside the Shield.
+        app.include_router(screen.router, max_body_size=BODY_LIMIT)
     app.mount("/static", VersionedFiles(directory=STATIC), name="static")
     app.add_middleware(Shield)
     errors.install(app)

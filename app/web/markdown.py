@@ -53,8 +53,13 @@ def _render(text: str) -> str:
     text = visible(text.replace("\r\n", "\n").replace("\r", "\n"))
     if len(text) > MAX_LENGTH or text.count("[") > MAX_BRACKETS:
         return f"<pre>{escape(text)}</pre>"
+    return sanitise(_parser.render(text))
+
+
+def sanitise(html: str) -> str:
+    """The second wall: HTML with nothing in it but what the lists above allow."""
     return nh3.clean(
-        _parser.render(text),
+        html,
         tags=TAGS,
         clean_content_tags={"script", "style"},
         attributes=ATTRIBUTES,

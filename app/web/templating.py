@@ -93,13 +93,19 @@ def environment() -> Environment:
         markdown=markdown.render,
         visible=markdown.visible,
     )
-    made.globals.update(asset=asset, now=lambda: datetime.now(UTC))
+    made.globals.update(asset=asset, import_map=import_map, now=lambda: datetime.now(UTC))
     return made
 
 
 def asset(path: str) -> str:
     """The address of a file under static/, with its content's hash: it may be cached for ever."""
     return f"/static/{path}?v={_digest(path, (STATIC / path).stat().st_mtime_ns)}"
+
+
+def import_map() -> dict[str, dict[str, str]]:
+    """For `<script type="importmap">`: a module that imports `./app.js` gets the one that the page has loaded."""
+    names = sorted(path.name for path in STATIC.glob("*.js"))
+    return {"imports": {f"/static/{name}": asset(name) for name in names}}
 
 
 @cache
