@@ -5,7 +5,7 @@ from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
-from app.web import account, api, errors, health, live, people, rounds, runs, signin
+from app.web import account, annotate, api, errors, health, home, live, people, rounds, runs, signin
 from app.web.limits import BODY_LIMIT, FORM_LIMITS
 from app.web.policies import require_policies
 from app.web.security import Shield
@@ -17,6 +17,8 @@ SCREENS = (
     signin,
     account,
     people,
+    home,
+    annotate,
     api,
     live,
     rounds,
