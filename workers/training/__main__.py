@@ -66,6 +66,8 @@ def _run(arguments: argparse.Namespace, report: Reporter) -> dict[str, float]:
         if getattr(arguments, name) is None:
             raise _UsageError(f"{stage} needs --{name.replace('_', '-')}")
     recipe = _recipe(stage, arguments.recipe, arguments.set)
+    # Waiting threads must sleep: where other processes share the cores, spinning ones cost more than they win.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # Thousands of modules are about to be made that live to the end: scanning them for garbage is half a second lost.
     gc.disable()
     train = importlib.import_module(f"workers.training.{stage}").train

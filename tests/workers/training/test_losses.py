@@ -1,0 +1,125 @@
+"""Losses against numbers worked by hand and against their own symmetries (against TRL: `test_referee.py`)."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from workers.training import losses
+
+
+def test_bradley_terry_gives_log_two_for_equal_rewards_and_softplus_of_the_gap_otherwise() -> None:
+    """Δ = 0 → log 2 = .693147; Δ = 1 → log(1+e⁻¹) = .313262; Δ = -2 → log(1+e²) = 2.126928."""
+    loss = losses.bradley_terry(torch.tensor([3.0, 2.0, 0.0]), torch.tensor([3.0, 1.0, 2.0]))
+    assert torch.allclose(loss, torch.tensor([0.693147, 0.313262, 2.126928]), atol=1e-6)
+
+
+def test_a_margin_is_taken_off_the_gap() -> None:
+    """Δ = 2 - 0 - 1 = 1 → .313262."""
+    assert float(losses.bradley_terry(torch.tensor([2.0]), torch.tensor([0.0]), margin=1.0)) == pytest.approx(
+        0.313262, abs=1e-6
+    )
+
+
+def test_a_soft_label_mixes_both_orders() -> None:
+    """y = .75, Δ = 1: .75·.313262 + .25·1.313262 = .563262."""
+    loss = losses.bradley_terry(torch.tensor([1.0]), torch.tensor([0.0]), confidence=0.75)
+    assert float(loss) == pytest.approx(0.563262, abs=1e-6)
+
+
+def test_a_tie_at_equal_rewards_has_no_gradient() -> None:
+    chosen = torch.zeros(1, requires_grad=True)
+    losses.bradley_terry(chosen, torch.zeros(1), confidence=0.5).sum().backward()
+    assert chosen.grad is not None and float(chosen.grad.abs().sum()) == 0.0
+
+
+def test_swapping_a_pair_and_its_label_changes_nothing() -> None:
+    one, other = torch.randn(5), torch.randn(5)
+    assert torch.allclose(
+        losses.bradley_terry(one, other, confidence=0.8), losses.bradley_terry(other, one, confidence=0.2), atol=1e-6
+    )
+
+
+def test_bradley_terry_stays_finite_where_exp_overflows() -> None:
+    assert float(losses.bradley_terry(torch.tensor([-500.0]), torch.tensor([500.0]))) == pytest.approx(1000.0)
+
+
+def test_dpo_on_log_ratios_chosen_so_that_z_is_0_1_and_2() -> None:
+    """β = .5; log-ratios of chosen 0, 1, 3 and of rejected 0, -1, -1 → z = 0, 1, 2.
+
+    -log σ(z) = .693147, .313262, .126928; rewards β·ratio = 0, .5, 1.5 and 0, -.5, -.5.
+    """
+    reference_chosen, reference_rejected = torch.tensor([-4.0, -5.0, -6.0]), torch.tensor([-3.0, -2.0, -7.0])
+    loss, chosen, rejected = losses.dpo(
+        reference_chosen + torch.tensor([0.0, 1.0, 3.0]),
+        reference_rejected + torch.tensor([0.0, -1.0, -1.0]),
+        reference_chosen,
+        reference_rejected,
+        beta=0.5,
+    )
+    assert torch.allclose(loss, torch.tensor([0.693147, 0.313262, 0.126928]), atol=1e-6)
+    assert chosen.tolist() == [0.0, 0.5, 1.5]
+    assert rejected.tolist() == [0.0, -0.5, -0.5]
+
+
+def test_conservative_dpo_mixes_in_the_flipped_label() -> None:
+    """z = 1, ε = .1: .9·.313262 + .1·1.313262 = .413262; with a sure label of the other side (y = 0): 1.213262."""
+    ones, zeros = torch.ones(1), torch.zeros(1)
+    loss, *_ = losses.dpo(ones, zeros, zeros, zeros, beta=1.0, label_smoothing=0.1)
+    assert float(loss) == pytest.approx(0.413262, abs=1e-6)
+    loss, *_ = losses.dpo(ones, zeros, zeros, zeros, beta=1.0, confidence=0.0, label_smoothing=0.1)
+    assert float(loss) == pytest.approx(1.213262, abs=1e-6)
+
+
+def test_dpo_gradient_raises_the_chosen_and_lowers_the_rejected() -> None:
+    chosen, rejected = torch.zeros(1, requires_grad=True), torch.zeros(1, requires_grad=True)
+    losses.dpo(chosen, rejected, torch.zeros(1), torch.zeros(1), beta=0.2)[0].sum().backward()
+    assert chosen.grad is not None and rejected.grad is not None
+    assert float(chosen.grad) == pytest.approx(-0.1)  # -β σ(-z) = -.2·.5
+    assert float(rejected.grad) == pytest.approx(0.1)
+
+
+def test_ppo_clips_only_where_the_move_would_be_rewarded_further() -> None:
+    """ε = .2, ρ = 1.5 and .5. A = 1: -min(1.5, 1.2) = -1.2, -min(.5, .8) = -.5; A = -1: max(1.5, 1.2) = 1.5, .8."""
+    new = torch.tensor([1.5, 0.5, 1.5, 0.5]).log()
+    loss, ratio = losses.ppo_policy(new, torch.zeros(4), torch.tensor([1.0, 1.0, -1.0, -1.0]), clip=0.2)
+    assert torch.allclose(loss, torch.tensor([-1.2, -0.5, 1.5, 0.8]), atol=1e-6)
+    assert torch.allclose(ratio, torch.tensor([1.5, 0.5, 1.5, 0.5]), atol=1e-6)
+
+
+def test_ppo_survives_a_runaway_log_ratio() -> None:
+    loss, ratio = losses.ppo_policy(torch.tensor([900.0]), torch.zeros(1), torch.tensor([-1.0]), clip=0.2)
+    assert math.isfinite(float(loss)) and float(ratio) == pytest.approx(math.exp(20), rel=1e-5)
+
+
+def test_the_value_loss_takes_the_worse_of_moved_and_held_back() -> None:
+    """V_old = 0, ε = .2. V = 1, R = 1: moved 0, held (.2-1)² → ½·.64 = .32. V = -1, R = 1: ½·max(4, 1.44) = 2."""
+    loss = losses.ppo_value(torch.tensor([1.0, -1.0]), torch.zeros(2), torch.ones(2), clip=0.2)
+    assert torch.allclose(loss, torch.tensor([0.32, 2.0]))
+
+
+def test_token_log_probs_are_the_logarithm_of_the_softmax_at_the_temperature() -> None:
+    """Logits (0, log 3): p = ¼, ¾. At T = ½ they are squared: 1/10, 9/10."""
+    logits, targets = torch.tensor([[0.0, math.log(3)]] * 2), torch.tensor([0, 1])
+    assert torch.allclose(losses.token_log_probs(logits, targets).exp(), torch.tensor([0.25, 0.75]))
+    assert torch.allclose(losses.token_log_probs(logits, targets, 0.5).exp(), torch.tensor([0.1, 0.9]))
+
+
+def test_projecting_in_tiles_changes_neither_values_nor_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    head = torch.nn.Linear(8, 50, bias=False)
+    hidden, targets = torch.randn(37, 8, requires_grad=True), torch.randint(0, 50, (37,))
+    results: list[Any] = []
+    for tile in (1 << 26, 50 * 10):
+        monkeypatch.setattr(losses, "_TILE", tile)
+        values = losses.projected_log_probs(losses.Projection(head), hidden, targets)
+        results.append((values.detach(), *torch.autograd.grad(values.sum(), (hidden, head.weight))))
+    for whole, tiled in zip(*results, strict=True):
+        assert torch.allclose(whole, tiled, atol=1e-6)
+
+
+def test_soft_capped_logits_are_those_of_gemma() -> None:
+    head = torch.nn.Linear(4, 9, bias=False)
+    hidden = torch.randn(3, 4)
+    expected = 30.0 * torch.tanh(head(hidden) * 0.5 / 30.0)
+    assert torch.allclose(losses.Projection(head, soft_cap=30.0, scale=0.5)(hidden), expected)

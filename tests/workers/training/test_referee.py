@@ -1,0 +1,103 @@
+"""TRL 1.16 as the referee: its own `compute_loss` on the same models and rows, from text to loss and gradient."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.workers.training import nets_in_memory
+from workers.training import dpo, reward
+from workers.training.nets import Policy, load_policy, new_reward_model
+from workers.training.recipes import DPORecipe, RewardRecipe
+from workers.training.records import Pair
+from workers.training.tokens import encode_pairs
+
+# TRL's own template of a conversation: what follows the end token would count for TRL, and is cut by us
+TEMPLATE = nets_in_memory.TEMPLATE.replace("</s>\n", "</s>")
+ROWS = [
+    {
+        "prompt": [{"role": "user", "content": "say " + "x" * i}],
+        "chosen": [{"role": "assistant", "content": "a" * (3 + 2 * i)}],
+        "rejected": [{"role": "assistant", "content": "bc" * (7 - i)}],
+    }
+    for i in range(4)
+]
+
+
+@pytest.fixture(scope="module")
+def trl() -> Any:
+    os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
+    module = pytest.importorskip("trl")
+    if not module.__version__.startswith("1.16"):
+        pytest.skip("the referee is TRL 1.16")
+    return module
+
+
+def _arguments(config: Any, directory: Path, **options: Any) -> Any:
+    return config(
+        output_dir=str(directory), per_device_train_batch_size=4, bf16=False, use_cpu=True, report_to=[], **options
+    )
+
+
+def _gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_dpo_loss_and_gradients_are_trls(trl: Any, tmp_path: Path) -> None:
+    from datasets import Dataset
+
+    directory = nets_in_memory.save_model(tmp_path / "model", template=TEMPLATE)
+    pairs, _ = encode_pairs(load_policy(str(directory)).codec, [Pair(**row) for row in ROWS], 160)
+    moved, reference = load_policy(str(directory)), load_policy(str(directory))
+    _perturb(moved)
+    trainer = trl.DPOTrainer(
+        model=moved.model,
+        ref_model=reference.model,
+        args=_arguments(trl.DPOConfig, tmp_path / "trl", beta=0.3),
+        processing_class=moved.codec.tokenizer,
+        train_dataset=Dataset.from_list(ROWS),
+    )
+    theirs = trainer.compute_loss(trainer.model, next(iter(trainer.get_train_dataloader())))
+    theirs.backward()
+    expected = _gradients(moved.model)
+    moved.model.zero_grad()
+
+    recipe = DPORecipe(beta=0.3)
+    chosen, rejected = dpo._log_probs(moved, pairs)
+    each, *_ = dpo._losses(recipe, pairs, chosen, rejected, dpo._all_log_probs(reference, recipe, pairs))
+    ours = each.mean()
+    ours.backward()
+    assert float(ours) == pytest.approx(float(theirs), abs=1e-5)
+    for name, gradient in _gradients(moved.model).items():
+        assert torch.allclose(gradient, expected[name], atol=1e-4), name
+
+
+def test_reward_loss_is_trls(trl: Any, tmp_path: Path) -> None:
+    from datasets import Dataset
+
+    directory = nets_in_memory.save_model(tmp_path / "model", template=TEMPLATE)
+    scorer = new_reward_model(str(directory), seed=0)
+    pairs, _ = encode_pairs(scorer.codec, [Pair(**row) for row in ROWS], 160)
+    recipe = RewardRecipe(centering=0.2)
+    ours = reward._losses(recipe, pairs, *reward._scores(scorer, pairs)).mean()
+
+    tokenizer = scorer.codec.tokenizer
+    tokenizer.pad_token = "<|system|>"  # HF's own head looks for padding ids, so give TRL one that is not the end token
+    scorer.model.config.pad_token_id = tokenizer.pad_token_id
+    trainer = trl.RewardTrainer(
+        model=scorer.model,
+        args=_arguments(trl.RewardConfig, tmp_path / "trl", center_rewards_coefficient=0.2, disable_dropout=True),
+        processing_class=tokenizer,
+        train_dataset=Dataset.from_list(ROWS),
+    )
+    theirs = trainer.compute_loss(trainer.model, next(iter(trainer.get_train_dataloader())))
+    assert float(ours) == pytest.approx(float(theirs), abs=1e-5)
+
+
+def _perturb(policy: Policy) -> None:
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in policy.model.parameters():
+            parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
