@@ -47,6 +47,7 @@ def invite(
             raise Conflict(f"{email} has an account already.", field="email")
         people.add_member(session, user, campaign_id, campaign_role, actor_id=actor.id)
         return Invited(email, member=user)
+    links.replace_invites(session, email, campaign_id)
     link, secret = links.create_link(
         session,
         LinkPurpose.invite,

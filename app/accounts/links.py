@@ -121,5 +121,19 @@ def revoke_links(session: Session, *, of: User, purpose: LinkPurpose | None = No
     session.execute(update(Link).where(condition, Link.used_at.is_(None)).values(expires_at=func.now()))
 
 
+def replace_invites(session: Session, email: str, campaign_id: uuid.UUID | None) -> None:
+    """End the open invitations of this address to the same place: a new one, with its role, takes over."""
+    session.execute(
+        update(Link)
+        .where(
+            Link.purpose == LinkPurpose.invite,
+            Link.email == email,
+            Link.campaign_id.is_not_distinct_from(campaign_id),
+            Link.used_at.is_(None),
+        )
+        .values(expires_at=func.now())
+    )
+
+
 def _now(session: Session) -> datetime:
     return session.scalars(select(func.now())).one()

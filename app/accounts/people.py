@@ -156,8 +156,8 @@ def everybody(session: Session) -> list[User]:
 
 
 def require_user(session: Session, user_id: uuid.UUID) -> User:
-    """The user of that id, locked for a change, or `NotFound`."""
-    return require(session, User, user_id, lock=True)
+    """The user of that id, or `NotFound`."""
+    return require(session, User, user_id)
 
 
 def _refuse_last_admin(session: Session, user: User) -> None:
