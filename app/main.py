@@ -5,7 +5,25 @@ from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
-from app.web import account, annotate, api, errors, health, home, live, people, rounds, runs, signin
+from app.web import (
+    account,
+    annotate,
+    api,
+    campaign_people,
+    campaign_prompts,
+    campaign_settings,
+    campaigns,
+    checkpoints,
+    docs,
+    errors,
+    health,
+    home,
+    live,
+    people,
+    rounds,
+    runs,
+    signin,
+)
 from app.web.limits import BODY_LIMIT, FORM_LIMITS
 from app.web.policies import require_policies
 from app.web.security import Shield
@@ -17,12 +35,18 @@ SCREENS = (
     signin,
     account,
     people,
+    docs,
     home,
     annotate,
     api,
     live,
     rounds,
     runs,
+    checkpoints,
+    campaign_settings,
+    campaign_people,
+    campaign_prompts,
+    campaigns,
 )
 
 

@@ -174,6 +174,12 @@ def close(session: Session, campaign: Campaign, by: User) -> None:
     live.nudge(session, f"campaign:{campaign.id}")
 
 
+def require_not_closed(campaign: Campaign) -> None:
+    """Raise `Conflict` for a campaign that takes nothing in any more."""
+    if campaign.state is CampaignState.closed:
+        raise Conflict("This campaign is closed; nothing can be added to it.")
+
+
 def prompt_count(session: Session, campaign_id: uuid.UUID) -> int:
     return session.scalar(select(func.count()).where(Prompt.campaign_id == campaign_id)) or 0
 

@@ -1,6 +1,7 @@
 """What people and events do to a round: open it, start its training, cancel it, overrule its gates."""
 
 import uuid
+from collections.abc import Collection
 from typing import Any
 
 from sqlalchemy import func, select
@@ -19,6 +20,30 @@ from app.rounds.models import LIVE_ROUNDS, Round, RoundState, Stage
 
 def live_round(session: Session, campaign_id: uuid.UUID) -> Round | None:
     return session.scalar(select(Round).where(Round.campaign_id == campaign_id, Round.state.in_(LIVE_ROUNDS)))
+
+
+def last_finished(session: Session, campaign_id: uuid.UUID) -> Round | None:
+    """The newest round that is over."""
+    return session.scalar(
+        select(Round)
+        .where(Round.campaign_id == campaign_id, Round.state.not_in(LIVE_ROUNDS))
+        .order_by(Round.number.desc())
+        .limit(1)
+    )
+
+
+def newest(session: Session, campaigns: Collection[uuid.UUID]) -> dict[uuid.UUID, Round]:
+    """The latest round of each of the campaigns that have one."""
+    latest = (
+        select(Round.campaign_id, func.max(Round.number).label("number"))
+        .where(Round.campaign_id.in_(campaigns))
+        .group_by(Round.campaign_id)
+        .subquery()
+    )
+    found = session.scalars(
+        select(Round).join(latest, (latest.c.campaign_id == Round.campaign_id) & (latest.c.number == Round.number))
+    )
+    return {current.campaign_id: current for current in found}
 
 
 def open_round(session: Session, campaign: Campaign) -> Round:

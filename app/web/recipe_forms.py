@@ -37,6 +37,10 @@ class Control:
     """The box that this control depends on."""
 
     @property
+    def options(self) -> list[tuple[str, str]]:
+        return [(choice, choice) for choice in self.choices]
+
+    @property
     def demand(self) -> str:
         """What a wrong value is answered with."""
         if self.kind == "choice":
