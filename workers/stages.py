@@ -90,7 +90,8 @@ def execute(run_id: uuid.UUID, stopping: threading.Event) -> None:
     except Exception as error:  # whatever it was, the lead must see it and the row must not stay running
         log.exception("run %s failed in the supervisor", run.id)
         kind = "disk" if isinstance(error, OSError) and error.errno == 28 else "internal"
-        message = error.message if isinstance(error, TiebreakError) else f"{type(error).__name__}: {error}"
+        first_line = str(error).partition("\n")[0][:300]
+        message = error.message if isinstance(error, TiebreakError) else f"{type(error).__name__}: {first_line}"
         with transaction() as session:
             runs.fail(session, runs.held(session, run.id, run.epoch), kind, message, retry=kind != "disk")
 

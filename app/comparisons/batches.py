@@ -169,7 +169,9 @@ def add_sampled(
     sampled: list[uuid.UUID] = []
     for row in rows:
         sampled.append(uuid.UUID(row["id"]))
-        texts = list(dict.fromkeys(c["text"] for c in row["completions"] if c["text"].strip()))
+        # A model may emit anything, even NUL, which PostgreSQL cannot hold; nobody can see it either way.
+        said = (completion["text"].replace("\x00", "\ufffd") for completion in row["completions"])
+        texts = list(dict.fromkeys(text for text in said if text.strip()))
         if len(texts) >= 2:
             items.append(Record(row["prompt"], texts, [""] * len(texts)))
     made = [one for chunk in _chunks(iter(items)) for one in store(session, campaign, batch, chunk)]

@@ -65,7 +65,13 @@ def engine() -> Engine:
 def make_engine(url: str, pool_size: int = 5) -> Engine:
     """An engine whose every connection gives up rather than hang: 30 s a statement, 60 s idle in a transaction."""
     made = create_engine(
-        url, pool_size=pool_size, max_overflow=0, pool_timeout=10, pool_pre_ping=True, pool_recycle=1800
+        url,
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=10,
+        pool_pre_ping=True,
+        pool_recycle=1800,
+        hide_parameters=True,  # prompts, answers and hashes have no place in a log
     )
 
     @event.listens_for(made, "connect")

@@ -97,7 +97,7 @@ def run(
         measured = everything[CAMPAIGN_PROMPTS:]
         first = lead.call("GET", f"/campaigns/{campaign}")["policy"]
         reference = _sample(lead, campaign, first, measured, seed)
-        crowd = [Annotator(Platform(url, t), campaign, seed * 100 + i) for i, t in enumerate(annotator_tokens)]
+        crowd = [Annotator(Platform(url, t), lead, campaign, seed * 100 + i) for i, t in enumerate(annotator_tokens)]
         for number in range(1, rounds + 1):
             started = time.monotonic()
             answered = _annotate(lead, campaign, crowd, comparisons)
@@ -163,8 +163,8 @@ def _batch(comparisons: int) -> int:
 class Annotator:
     """A script that answers by the hidden taste, wrong a tenth of the time."""
 
-    def __init__(self, platform: Platform, campaign: str, seed: int) -> None:
-        self.platform, self.campaign, self.rng = platform, campaign, random.Random(seed)
+    def __init__(self, platform: Platform, lead: Platform, campaign: str, seed: int) -> None:
+        self.platform, self.lead, self.campaign, self.rng = platform, lead, campaign, random.Random(seed)
 
     def answer_until(self, enough: Callable[[], bool]) -> None:
         """Lease and answer until `enough()` says so; wait while there is nothing to answer."""
@@ -178,6 +178,10 @@ class Annotator:
         while time.monotonic() < deadline:
             if assignment := self.platform.call("POST", f"/campaigns/{self.campaign}/assignments"):
                 return assignment
+            current = self.lead.call("GET", f"/campaigns/{self.campaign}/rounds")[-1:]
+            for run in current[0]["runs"] if current else []:
+                if run["status"] == "failed":
+                    raise TiebreakError(f"Sampling the batch failed: {run['error']}")
             time.sleep(POLL_SECONDS)
         raise TiebreakError("No new batch came; is a GPU worker running?")
 
