@@ -16,7 +16,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
@@ -38,8 +40,17 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one stage; returns the exit code."""
-    report = Reporter("training", stdout=_private_stdout())
-    signal.signal(signal.SIGTERM, lambda *_: setattr(report, "stopping", True))
+    with _private_stdout() as stdout:
+        report = Reporter("training", stdout=stdout)
+        before = signal.signal(signal.SIGTERM, lambda *_: setattr(report, "stopping", True))
+        try:
+            return _report_on(argv, report)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _report_on(argv: Sequence[str] | None, report: Reporter) -> int:
+    """Run the stage and turn whatever happens into a last line and an exit code."""
     try:
         arguments = _parser().parse_args(argv)
         report.stage = arguments.stage
@@ -52,8 +63,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         failure = _explain(error)
         if failure.kind == "internal":
-            import traceback
-
             report.log(traceback.format_exc().rstrip())
     report.error(failure.kind, str(failure))
     return failure.exit_code
@@ -158,12 +167,19 @@ def _memory_advice() -> str:
     )
 
 
-def _private_stdout() -> TextIO:
-    """Keep the real stdout for the reporter; whatever anybody else prints goes to stderr from here on."""
+@contextmanager
+def _private_stdout() -> Iterator[TextIO]:
+    """The real stdout, for the reporter alone; whatever anybody else prints meanwhile goes to stderr."""
     sys.stdout.flush()
-    private = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    return private
+    real = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with os.fdopen(os.dup(real), "w", encoding="utf-8") as private:
+            yield private
+    finally:
+        sys.stdout.flush()
+        os.dup2(real, 1)
+        os.close(real)
 
 
 def _die_with_stdin() -> None:

@@ -29,13 +29,15 @@ def device() -> torch.device:
 class Net:
     """A transformers model with its tokenizer rules and arithmetic; the base of `Policy` and `Scorer`."""
 
-    def __init__(self, model: Any, codec: Codec, precision: str = "fp32", lora: Lora | None = None) -> None:
+    def __init__(
+        self, model: Any, codec: Codec, precision: str = "fp32", lora: Lora | None = None, seed: int = 0
+    ) -> None:
         self.codec, self.precision, self.peft = codec, precision, None
         self.model = model.to(device()).eval()  # eval: dropout would make old and new log-probabilities differ
         self.device = next(model.parameters()).device
         self.takes_positions = "position_ids" in inspect.signature(model.base_model.forward).parameters
         if lora is not None:
-            self.peft = _attach(self.model, lora)
+            self.peft = _attach(self.model, lora, seed)
 
     @property
     def context_length(self) -> int:
@@ -74,8 +76,10 @@ class Net:
 class Policy(Net):
     """A causal language model: log-probabilities of completions."""
 
-    def __init__(self, model: Any, codec: Codec, precision: str = "fp32", lora: Lora | None = None) -> None:
-        super().__init__(model, codec, precision, lora)
+    def __init__(
+        self, model: Any, codec: Codec, precision: str = "fp32", lora: Lora | None = None, seed: int = 0
+    ) -> None:
+        super().__init__(model, codec, precision, lora, seed)
         config = self.model.config
         scale = getattr(config, "logit_scale", None) or 1.0
         scale /= getattr(config, "logits_scaling", None) or 1.0
@@ -104,8 +108,10 @@ class Scorer(Net):
     `mean` and `std` are the raw score's over the reward model's data; normalised scores are (score - mean) / std.
     """
 
-    def __init__(self, model: Any, codec: Codec, precision: str = "fp32", lora: Lora | None = None) -> None:
-        super().__init__(model, codec, precision, lora)
+    def __init__(
+        self, model: Any, codec: Codec, precision: str = "fp32", lora: Lora | None = None, seed: int = 0
+    ) -> None:
+        super().__init__(model, codec, precision, lora, seed)
         self.mean = float(getattr(model.config, "reward_mean", 0.0))
         self.std = float(getattr(model.config, "reward_std", 1.0))
         if lora is not None:  # the head is new: it must be trained whole, and is saved with the rest
@@ -140,22 +146,25 @@ class Scorer(Net):
         return (hidden.float() @ weight.T).squeeze(-1)
 
 
-def load_policy(source: str, precision: str = "fp32", lora: Lora | None = None) -> Policy:
-    """A causal language model from a directory (adapter directories are merged into their base) or the hub."""
+def load_policy(source: str, precision: str = "fp32", lora: Lora | None = None, seed: int = 0) -> Policy:
+    """A causal language model from a directory (adapter directories are merged into their base) or the hub.
+
+    `seed` draws the adapters of `lora`.
+    """
     from transformers import AutoModelForCausalLM
 
     model = _load(AutoModelForCausalLM, source, _dtype(precision, lora))
-    return Policy(model, _codec(source, model), precision, lora)
+    return Policy(model, _codec(source, model), precision, lora, seed)
 
 
-def load_reward_model(source: str, precision: str = "fp32", lora: Lora | None = None) -> Scorer:
+def load_reward_model(source: str, precision: str = "fp32") -> Scorer:
     """A trained reward model from a directory."""
     from transformers import AutoModelForSequenceClassification
 
     if Path(source).is_dir() and not _architecture(source).endswith("ForSequenceClassification"):
         raise ModelError(f"{Path(source).name} is not a reward model: train one with the reward stage first.")
-    model = _load(AutoModelForSequenceClassification, source, _dtype(precision, lora))
-    return Scorer(model, _codec(source, model), precision, lora)
+    model = _load(AutoModelForSequenceClassification, source, torch.float32)
+    return Scorer(model, _codec(source, model), precision)
 
 
 def new_reward_model(source: str, seed: int, precision: str = "fp32", lora: Lora | None = None) -> Scorer:
@@ -170,7 +179,7 @@ def new_reward_model(source: str, seed: int, precision: str = "fp32", lora: Lora
     with torch.no_grad():
         head.weight.copy_(draw / (head.in_features + 1) ** 0.5)
     model.config.reward_mean, model.config.reward_std = 0.0, 1.0
-    return Scorer(model, _codec(source, model), precision, lora)
+    return Scorer(model, _codec(source, model), precision, lora, seed)
 
 
 def same_tokens(one: Net, other: Net) -> None:
@@ -209,16 +218,18 @@ def _merged_adapter(auto: Any, source: str, dtype: torch.dtype, **options: Any) 
     return PeftModel.from_pretrained(model, source, use_safetensors=True).merge_and_unload()
 
 
-def _attach(model: Any, lora: Lora) -> Any:
+def _attach(model: Any, lora: Lora, seed: int) -> Any:
+    """Adapters on every linear layer of the backbone, never on the head; drawn from `seed` alone."""
     from peft import LoraConfig, get_peft_model
     from transformers.pytorch_utils import Conv1D
 
     backbone = {id(module) for module in model.base_model.modules()}
     targets = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and id(m) in backbone]
-    fan_in_first = any(isinstance(m, Conv1D) for m in model.base_model.modules())
-    return get_peft_model(
-        model, LoraConfig(r=lora.r, lora_alpha=lora.alpha, target_modules=targets, fan_in_fan_out=fan_in_first)
-    )
+    transposed = any(isinstance(m, Conv1D) for m in model.base_model.modules())
+    config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, target_modules=targets, fan_in_fan_out=transposed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return get_peft_model(model, config)
 
 
 def _codec(source: str, model: Any) -> Codec:

@@ -59,12 +59,14 @@ def train(
     if not resume:
         states.clear()
 
-    policy = nets.load_policy(model, recipe.precision, recipe.lora)
+    policy = nets.load_policy(model, recipe.precision, recipe.lora, recipe.seed)
     scorer = nets.load_reward_model(reward_model, recipe.precision)
     nets.same_tokens(policy, scorer)
     scorer.freeze()
     reference = policy if recipe.lora else _frozen_copy(policy)
-    critic = Scorer(copy.deepcopy(scorer.model).requires_grad_(True), policy.codec, recipe.precision, recipe.lora)
+    critic = Scorer(
+        copy.deepcopy(scorer.model).requires_grad_(True), policy.codec, recipe.precision, recipe.lora, recipe.seed
+    )
     room = min(recipe.max_length, policy.context_length) - recipe.max_new_tokens
     if room < 1:
         raise DataError("max_new_tokens leaves no room for a prompt: lower it, or raise max_length.")

@@ -47,7 +47,7 @@ def train(
     if not resume:
         states.clear()
 
-    policy = nets.load_policy(model, recipe.precision, recipe.lora)
+    policy = nets.load_policy(model, recipe.precision, recipe.lora, recipe.seed)
     max_length = min(recipe.max_length, policy.context_length)
     examples = _read(policy.codec, data, max_length, report)
     held_out = _read(policy.codec, eval, max_length, report) if eval else []
