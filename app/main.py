@@ -7,6 +7,7 @@ from starlette.types import Scope
 
 from app.web import (
     account,
+    activity,
     annotate,
     api,
     campaign_people,
@@ -43,6 +44,7 @@ SCREENS = (
     rounds,
     runs,
     checkpoints,
+    activity,
     campaign_settings,
     campaign_people,
     campaign_prompts,
