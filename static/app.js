@@ -51,6 +51,17 @@ document.addEventListener("keydown", (event) => {
   }
 });
 
+// A dialog opened from a menu gives the focus back to the menu's button: the menu itself is closed by then.
+document.addEventListener(
+  "close",
+  (event) => {
+    const opener = event.target.id && document.querySelector(`[commandfor="${CSS.escape(event.target.id)}"]`);
+    const menu = opener?.closest("[popover]");
+    if (menu) document.querySelector(`[popovertarget="${CSS.escape(menu.id)}"]`)?.focus();
+  },
+  true,
+);
+
 // ---- dialogs: <button command="show-modal" commandfor="id">; older browsers get the same from here ----
 if (!("commandForElement" in HTMLButtonElement.prototype)) {
   document.addEventListener("click", (event) => {
