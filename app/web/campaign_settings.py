@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from starlette.responses import Response
 
 from app.accounts.models import User
-from app.annotation import preview
+from app.annotation import choices, preview, submission
 from app.annotation.scales import Scale
 from app.campaigns import lifecycle, prompts
 from app.campaigns import messages as chat
@@ -216,13 +216,20 @@ def guidelines_preview(request: Request, principal: SignedIn, guidelines: Annota
 
 @router.get("/{campaign_id}/preview")
 def see_as_annotator(request: Request, db: Db, campaign: LedCampaign) -> Response:
-    """The annotator's screen with one of the campaign's comparisons, or with a prompt and stand-ins for responses."""
-    newest = lifecycle.guidelines(db, campaign.id)
+    """The annotator's own screen, switched off, with a comparison of the campaign or a prompt and stand-ins."""
+    shown = preview.sample(db, campaign)
+    ids = [completion["id"] for completion in shown.completions] if shown else []
+    scale = Scale(campaign.scale)
     return render(
         request,
         "campaigns/preview.html",
         campaign=campaign,
-        sample=preview.sample(db, campaign.id),
-        guidelines=newest.text if newest else "",
-        scale=Scale(campaign.scale),
+        guidelines=lifecycle.guidelines(db, campaign.id),
+        shown=shown,
+        steps=choices.steps(ids, scale) if ids else [],
+        others=choices.others(scale),
+        chosen="",
+        comment="",
+        most=submission.MAX_COMMENT,
+        reasons={},
     )
