@@ -390,7 +390,7 @@ const toggleGuidelines = () => {
   else view().querySelector("[data-heading]")?.focus({ preventScroll: true });
 };
 if (guidelines) {
-  openGuidelines(store.get(seenKey) !== workspace.dataset.guidelines);
+  workspace.classList.toggle("with-guidelines", Boolean(form()) && store.get(seenKey) !== workspace.dataset.guidelines);
   for (const id of ["guidelines-button", "guidelines-close"]) {
     find(id).addEventListener("click", (event) => {
       event.preventDefault();

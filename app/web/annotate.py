@@ -5,7 +5,8 @@ the next comparison as a fragment (`HX-Request`), so the browser never renders a
 says where a completion came from, nor which batch or round it belongs to.
 """
 
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Annotated
 
 from fastapi import APIRouter, Form, Query, Request
 from sqlalchemy.orm import Session
@@ -19,7 +20,7 @@ from app.campaigns.models import Campaign
 from app.core.errors import Conflict
 from app.web.api.annotation import Own, identities
 from app.web.deps import AnnotatedCampaign, Db, InBrowser
-from app.web.forms import attempt
+from app.web.forms import Attempt, attempt
 from app.web.templating import is_htmx, redirect, render
 
 router = APIRouter(include_in_schema=False)
@@ -27,6 +28,14 @@ Text = Annotated[str, Form()]
 Holding = Annotated[list[str] | None, Form(max_length=50)]
 
 PER_PAGE = 50
+
+
+@dataclass(frozen=True)
+class Typed:
+    """What a comparison's form holds when it comes."""
+
+    choice: str = ""
+    comment: str = ""
 
 
 @router.get("/campaigns/{campaign_id}/annotate")
@@ -69,10 +78,9 @@ def answer(
         return _following(request, db, own.campaign, own.annotator, holding)
     with attempt(db) as tried:
         _decide(db, own.campaign, own.assignment, choice, comment, key, elapsed_ms)
-    if tried.refused and tried.status != 409:
-        typed = {"chosen": choice, "comment": comment, "errors": tried.errors}
-        return _page(request, db, own.campaign, own.annotator, own.assignment, status_code=tried.status, **typed)
-    return _onwards(request, own.campaign, " ".join(tried.errors.values()))
+    if tried.refused:
+        return _page(request, db, own.campaign, own.annotator, own.assignment, Typed(choice, comment), tried)
+    return _onwards(request, own.campaign)
 
 
 def _decide(
@@ -132,7 +140,7 @@ def mine(
     )
 
 
-def _onwards(request: Request, campaign: Campaign, refused: str, done: str = "") -> Response:
+def _onwards(request: Request, campaign: Campaign, refused: str = "", done: str = "") -> Response:
     flash, kind = (refused, "danger") if refused else (done, "success")
     return redirect(request, f"/campaigns/{campaign.id}/annotate", flash=flash, kind=kind)
 
@@ -154,23 +162,18 @@ def _page(
     campaign: Campaign,
     annotator: Annotator,
     assignment: Assignment | None,
-    *,
+    typed: Typed | None = None,
+    tried: Attempt | None = None,
     why: str = "",
-    chosen: str = "",
-    comment: str = "",
-    status_code: int = 200,
-    errors: dict[str, str] | None = None,
 ) -> Response:
-    """The workspace, or to a script the comparison alone."""
-    typed = {"chosen": chosen, "comment": comment}
-    if assignment is not None and not errors:
-        typed = _said_before(db, assignment)
+    """The workspace, or to a script the comparison alone; `why` says what keeps it empty."""
+    typed = typed or (_said_before(db, assignment) if assignment else Typed())
     scale = Scale(campaign.scale)
     return render(
         request,
         "annotate/index.html",
         fragment="annotate/_view.html",
-        status_code=status_code,
+        status_code=tried.status if tried else 200,
         campaign=campaign,
         guidelines=lifecycle.guidelines(db, campaign.id),
         work=worklist.in_campaign(db, annotator, campaign),
@@ -180,17 +183,15 @@ def _page(
         reasons=leasing.SKIP_REASONS,
         most=submission.MAX_COMMENT,
         why=why,
-        errors=errors or {},
-        **typed,
+        chosen=typed.choice,
+        comment=typed.comment,
+        errors=tried.errors if tried else {},
     )
 
 
-def _said_before(db: Session, assignment: Assignment) -> dict[str, Any]:
+def _said_before(db: Session, assignment: Assignment) -> Typed:
     """After an undo the form begins with what was said, so that one thing can be put right and the rest stays."""
     earlier = worklist.earlier_answer(db, assignment)
     if earlier is None:
-        return {"chosen": "", "comment": ""}
-    return {
-        "chosen": choices.value_of(earlier.ranking, earlier.strength, earlier.flags),
-        "comment": earlier.comment,
-    }
+        return Typed()
+    return Typed(choices.value_of(earlier.ranking, earlier.strength, earlier.flags), earlier.comment)
