@@ -31,7 +31,7 @@ from workers.training.optimisation import Optimiser
 from workers.training.recipes import DPORecipe
 from workers.training.records import read_pairs
 from workers.training.report import Reporter
-from workers.training.tokens import Codec, TokenPair, collate, encode_pairs, micro_batches
+from workers.training.tokens import Codec, TokenPair, encode_pairs, micro_batches
 
 
 def train(
@@ -113,9 +113,9 @@ def _read(codec: Codec, path: Path, max_length: int, report: Reporter) -> list[T
 
 
 def _log_probs(policy: Policy, pairs: Sequence[TokenPair]) -> tuple[Tensor, Tensor]:
-    """Summed log π of chosen and rejected completions, each (B,), from one forward pass."""
+    """Summed log π of chosen and rejected completions, each (B,), with gradients."""
     examples = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
-    chosen, rejected = policy.log_probs(collate(examples, policy.device)).sum(1).chunk(2)
+    chosen, rejected = policy.completion_log_probs(examples).chunk(2)
     return chosen, rejected
 
 

@@ -5,10 +5,9 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from workers.training.tokens import Example, collate, micro_batches
-
 if TYPE_CHECKING:
     from workers.training.nets import Policy
+    from workers.training.tokens import Example
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float:
@@ -40,14 +39,16 @@ def mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values) if values else 0.0
 
 
-def log_prob_sums(policy: "Policy", examples: Sequence[Example], tokens: int, temperature: float = 1.0) -> list[float]:
+def log_prob_sums(
+    policy: "Policy", examples: "Sequence[Example]", tokens: int, temperature: float = 1.0
+) -> list[float]:
     """log π(completion | prompt), summed over tokens, of each example, without gradients."""
     import torch
 
     sums = [0.0] * len(examples)
     with torch.no_grad():
-        for group in micro_batches([len(e) for e in examples], tokens):
-            log_probs = policy.log_probs(collate([examples[i] for i in group], policy.device), temperature)
+        for group, batch in policy.passes(examples, tokens):
+            log_probs = policy.log_probs(batch, temperature)
             for index, value in zip(group, log_probs.double().sum(1).tolist(), strict=True):
                 sums[index] = value
     return sums

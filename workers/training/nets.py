@@ -6,7 +6,7 @@ model repository is ever run, and what is saved is an ordinary transformers dire
 
 import inspect
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,8 @@ class Net:
         self.codec, self.precision, self.peft = codec, precision, None
         self.model = model.to(device()).eval()  # eval: dropout would make old and new log-probabilities differ
         self.device = next(model.parameters()).device
+        # How many tokens make a pass worth its overhead; below that, padding is cheaper than another pass.
+        self.enough = 512 if self.device.type == "cpu" else 8192
         self.takes_positions = "position_ids" in inspect.signature(model.base_model.forward).parameters
         if lora is not None:
             self.peft = _attach(self.model, lora, seed)
@@ -47,6 +49,21 @@ class Net:
     def trainable(self) -> list[tuple[str, nn.Parameter]]:
         """Name and parameter of all that is trained, in a fixed order."""
         return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+
+    def passes(self, examples: Sequence[Example], tokens: int) -> Iterator[tuple[list[int], Batch]]:
+        """Examples in batches of similar length and at most `tokens` padded tokens, with their places in `examples`."""
+        for group in micro_batches([len(example) for example in examples], tokens, self.enough):
+            yield group, collate([examples[i] for i in group], self.device)
+
+    def _per_example(self, examples: Sequence[Example], value: Callable[[Batch], Tensor]) -> Tensor:
+        """`value` (B,) of all examples in their order, with gradients, computed in passes that waste little padding."""
+        places: list[int] = []
+        parts: list[Tensor] = []
+        for group, batch in self.passes(examples, sum(len(example) for example in examples)):
+            places += group
+            parts.append(value(batch))
+        order = sorted(range(len(places)), key=places.__getitem__)
+        return torch.cat(parts)[order]
 
     def arithmetic(self) -> AbstractContextManager[Any]:
         """The autocast region of this precision."""
@@ -93,6 +110,10 @@ class Policy(Net):
             values = losses.projected_log_probs(self.project, hidden, batch.targets, temperature)
         return batch.spread(values)
 
+    def completion_log_probs(self, examples: Sequence[Example], temperature: float = 1.0) -> Tensor:
+        """log π(y | x), summed over the completion: (B,), with gradients."""
+        return self._per_example(examples, lambda batch: self.log_probs(batch, temperature).sum(1))
+
     @contextmanager
     def as_reference(self) -> Iterator[None]:
         """With LoRA: the starting policy, adapters switched off, without gradients."""
@@ -121,6 +142,10 @@ class Scorer(Net):
         """Raw score at the last real token of each example: (B,) fp32."""
         return self._head(self.hidden(batch)[torch.arange(len(batch.last), device=self.device), batch.last])
 
+    def completion_scores(self, examples: Sequence[Example]) -> Tensor:
+        """Raw scores of whole examples: (B,), with gradients."""
+        return self._per_example(examples, self.scores)
+
     def values(self, batch: Batch) -> Tensor:
         """Normalised prediction *before* each completion token: (B, R), 0 off the mask."""
         raw = self._head(self.hidden(batch)[batch.rows, batch.columns])
@@ -130,8 +155,8 @@ class Scorer(Net):
     def rate(self, examples: Sequence[Example], tokens: int) -> list[float]:
         """Normalised scores of whole completions, in micro-batches of at most `tokens` tokens."""
         rated = [0.0] * len(examples)
-        for group in micro_batches([len(e) for e in examples], tokens):
-            raw = self.scores(collate([examples[i] for i in group], self.device))
+        for group, batch in self.passes(examples, tokens):
+            raw = self.scores(batch)
             for index, score in zip(group, ((raw - self.mean) / self.std).tolist(), strict=True):
                 rated[index] = score
         return rated

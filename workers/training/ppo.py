@@ -37,7 +37,7 @@ from workers.training.optimisation import Optimiser
 from workers.training.recipes import PPORecipe
 from workers.training.records import read_prompts
 from workers.training.report import Reporter
-from workers.training.tokens import Example, collate, micro_batches
+from workers.training.tokens import Example
 
 
 def train(
@@ -165,8 +165,7 @@ def _roll_out(
     old, referred, values = (torch.zeros(shape, device=policy.device) for _ in range(3))
     for row, completion in enumerate(drawn):
         old[row, : len(completion.tokens)] = torch.tensor(completion.log_probs, device=policy.device)
-    for group in micro_batches([len(e) for e in examples], recipe.micro_batch_tokens):
-        batch = collate([examples[i] for i in group], policy.device)
+    for group, batch in policy.passes(examples, recipe.micro_batch_tokens):
         rows, width = torch.tensor(group, device=policy.device), batch.mask.shape[1]
         if recipe.precision == "bf16":
             old[rows, :width] = policy.log_probs(batch, recipe.temperature)
@@ -192,9 +191,8 @@ def _accumulate(
     tokens = sum(len(rollout.examples[i].completion) for i in items)
     sums = torch.zeros(6, device=policy.device)
     furthest = torch.zeros((), device=policy.device)
-    for group in micro_batches([len(rollout.examples[i]) for i in items], recipe.micro_batch_tokens):
+    for group, batch in policy.passes([rollout.examples[i] for i in items], recipe.micro_batch_tokens):
         part = [items[g] for g in group]
-        batch = collate([rollout.examples[i] for i in part], policy.device)
         old, old_values, advantage, target = (
             tensor[part, : batch.mask.shape[1]] for tensor in (rollout.old, rollout.values, advantages, returns)
         )

@@ -29,7 +29,7 @@ from workers.training.optimisation import Optimiser
 from workers.training.recipes import RewardRecipe
 from workers.training.records import read_pairs
 from workers.training.report import Reporter
-from workers.training.tokens import Codec, TokenPair, collate, encode_pairs, micro_batches
+from workers.training.tokens import Codec, TokenPair, encode_pairs, micro_batches
 
 
 def train(
@@ -112,9 +112,9 @@ def _read(codec: Codec, path: Path, max_length: int, report: Reporter) -> list[T
 
 
 def _scores(scorer: Scorer, pairs: Sequence[TokenPair]) -> tuple[Tensor, Tensor]:
-    """Raw rewards of chosen and rejected completions, each (B,), from one forward pass."""
+    """Raw rewards of chosen and rejected completions, each (B,), with gradients."""
     examples = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
-    chosen, rejected = scorer.scores(collate(examples, scorer.device)).chunk(2)
+    chosen, rejected = scorer.completion_scores(examples).chunk(2)
     return chosen, rejected
 
 

@@ -25,7 +25,7 @@ from workers.training.optimisation import Optimiser
 from workers.training.recipes import SFTRecipe
 from workers.training.records import read_demonstrations
 from workers.training.report import Reporter
-from workers.training.tokens import Codec, Example, collate, micro_batches, truncate
+from workers.training.tokens import Codec, Example, truncate
 
 
 def train(
@@ -66,11 +66,10 @@ def train(
         batch = [examples[i] for i in optimisation.step_items(len(examples), recipe.batch_size, recipe.seed, step)]
         tokens = sum(len(e.completion) for e in batch)
         loss = torch.zeros((), device=policy.device)
-        for group in micro_batches([len(e) for e in batch], recipe.micro_batch_tokens):
-            log_probs = policy.log_probs(collate([batch[i] for i in group], policy.device))
-            part = -log_probs.sum() / tokens
-            part.backward()
-            loss += part.detach()
+        for _, part in policy.passes(batch, recipe.micro_batch_tokens):
+            share = -policy.log_probs(part).sum() / tokens
+            share.backward()
+            loss += share.detach()
         norm = optimiser.step(step, total)
 
         report.count(len(batch), sum(len(e) for e in batch))

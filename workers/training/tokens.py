@@ -185,14 +185,17 @@ def collate(examples: Sequence[Example], device: torch.device | str = "cpu") -> 
     return Batch(*(tensor.to(device) for tensor in (ids, positions, mask, *indices)))
 
 
-def micro_batches(lengths: Sequence[int], tokens: int) -> list[list[int]]:
+def micro_batches(lengths: Sequence[int], tokens: int, enough: int | None = None) -> list[list[int]]:
     """Indices of the items in groups of similar length, each of at most `tokens` padded tokens (at least one item).
 
+    A group that has `enough` tokens to keep the machine busy ends where the next item would be a quarter padding.
     Only for the parts of one optimiser step: their order does not matter, because the step normalises over all.
     """
     groups: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if groups and (len(groups[-1]) + 1) * lengths[groups[-1][0]] <= tokens:
+        longest, size = (lengths[groups[-1][0]], len(groups[-1])) if groups else (0, 0)
+        busy = enough is not None and size * longest >= enough and lengths[index] < 0.75 * longest
+        if size and (size + 1) * longest <= tokens and not busy:
             groups[-1].append(index)
         else:
             groups.append([index])
