@@ -202,3 +202,13 @@ def test_templates_and_scripts_hold_no_way_around_the_two_walls() -> None:
         assert not found, path
     marks = [path.name for path in (ROOT / "app").rglob("*.py") if re.search(r"\bMarkup\(", path.read_text())]
     assert marks == ["markdown.py"]
+
+
+def test_the_log_names_the_route_and_never_the_secret_in_the_address(
+    browser: Browser, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="tiebreak.web")
+    browser.get("/link/a-secret-that-signs-somebody-in?token=another")
+    browser.get("/nowhere/a-secret")
+    assert "GET /link/{secret} 410" in caplog.text
+    assert "a-secret" not in "".join(record.getMessage() for record in caplog.records if record.name == "tiebreak.web")

@@ -131,7 +131,12 @@ def test_metrics_come_named_thinned_and_with_the_last_promoted_round_behind(lead
     assert len(told["steps"]) <= 601
     assert (told["steps"][0], told["steps"][-1], told["total"]) == (1, 1500, 2000)
     assert told["curves"]["rewards/margins"]["last"] == "75"
-    assert told["curves"]["logps/chosen"] == {"values": [None] * len(told["steps"]), "last": "–", "min": "–", "max": "–"}
+    assert told["curves"]["logps/chosen"] == {
+        "values": [None] * len(told["steps"]),
+        "last": "–",
+        "min": "–",
+        "max": "–",
+    }
     assert told["ghost"]["label"] == "Round 1"
     assert told["ghost"]["steps"] == list(range(1, 21))
 
@@ -165,7 +170,10 @@ def test_a_gate_that_was_not_measured_is_said_not_to_be(lead: Browser, world: Wo
 
 
 def test_old_and_new_completions_stand_side_by_side_and_cannot_run_anything(lead: Browser, world: World) -> None:
-    hostile = {**SAMPLE, "completion": "<script>alert(1)</script> [x](javascript:alert(1)) ![i](https://evil.example/i)"}
+    hostile = {
+        **SAMPLE,
+        "completion": "<script>alert(1)</script> [x](javascript:alert(1)) ![i](https://evil.example/i)",
+    }
     current = plant(world, lambda s, c: plant_finished(s, c, RoundState.promoted, samples=[SAMPLE, hostile]))
     page = look(lead, world, current)
     samples = page[page.index('data-part="samples"') :]
