@@ -24,12 +24,12 @@ from torch import Tensor
 
 from workers.training import losses, nets, optimisation
 from workers.training.checkpoints import States, digest, fingerprint, finished, publish
-from workers.training.errors import Interrupted, TooFewError
+from workers.training.errors import Interrupted
 from workers.training.evaluation import wilson, wins
 from workers.training.nets import Policy
 from workers.training.optimisation import Optimiser
 from workers.training.recipes import DPORecipe
-from workers.training.records import read_pairs
+from workers.training.records import Pair, check_enough, read_pairs
 from workers.training.report import Reporter
 from workers.training.tokens import Codec, TokenPair, encode_pairs, micro_batches
 
@@ -53,14 +53,14 @@ def train(
     if not resume:
         states.clear()
 
+    rows = list(read_pairs(data))  # before the model is loaded, so that bad data fails at once
+    held_out_rows = list(read_pairs(eval)) if eval else []
+    check_enough(len(rows), recipe.min_pairs)
     policy = nets.load_policy(model, recipe.precision, recipe.lora, recipe.seed)
     max_length = min(recipe.max_length, policy.context_length)
-    pairs = _read(policy.codec, data, max_length, report)
-    held_out = _read(policy.codec, eval, max_length, report) if eval else []
-    if len(pairs) < recipe.min_pairs:
-        raise TooFewError(
-            f"{len(pairs)} preference pairs are too few to train on: at least {recipe.min_pairs} are needed."
-        )
+    pairs = _encode(policy.codec, rows, max_length, report)
+    held_out = _encode(policy.codec, held_out_rows, max_length, report)
+    check_enough(len(pairs), recipe.min_pairs)
     reference = _all_log_probs(policy, recipe, pairs)
     held_out_reference = _all_log_probs(policy, recipe, held_out)
 
@@ -105,10 +105,10 @@ def train(
     return summary
 
 
-def _read(codec: Codec, path: Path, max_length: int, report: Reporter) -> list[TokenPair]:
-    pairs, dropped = encode_pairs(codec, read_pairs(path), max_length)
+def _encode(codec: Codec, rows: Sequence[Pair], max_length: int, report: Reporter) -> list[TokenPair]:
+    pairs, dropped = encode_pairs(codec, rows, max_length)
     if dropped:
-        report.log(f"{path.name}: {dropped} pairs left out, their prompt fills {max_length} tokens.")
+        report.log(f"{dropped} of {len(rows)} pairs left out: their prompt alone fills {max_length} tokens.")
     return pairs
 
 

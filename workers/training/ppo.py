@@ -59,6 +59,9 @@ def train(
     if not resume:
         states.clear()
 
+    rows = list(read_prompts(data))  # before the models are loaded, so that bad data fails at once
+    if not rows:
+        raise TooFewError("There is no prompt to train on.")
     policy = nets.load_policy(model, recipe.precision, recipe.lora, recipe.seed)
     scorer = nets.load_reward_model(reward_model, recipe.precision)
     nets.same_tokens(policy, scorer)
@@ -70,9 +73,7 @@ def train(
     room = min(recipe.max_length, policy.context_length) - recipe.max_new_tokens
     if room < 1:
         raise DataError("max_new_tokens leaves no room for a prompt: lower it, or raise max_length.")
-    prompts = [sampling.clip_prompt(policy.codec.encode_prompt(row.prompt), room) for row in read_prompts(data)]
-    if not prompts:
-        raise TooFewError("There is no prompt to train on.")
+    prompts = [sampling.clip_prompt(policy.codec.encode_prompt(row.prompt), room) for row in rows]
 
     actor_named = [(f"policy/{name}", p) for name, p in policy.trainable()]
     critic_named = [(f"value/{name}", p) for name, p in critic.trainable()]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from workers.training.errors import DataError, RecordError
+from workers.training.errors import DataError, RecordError, TooFewError
 
 Message = dict[str, str]
 Text = str | list[Message]
@@ -60,6 +60,13 @@ def read_pairs(path: Path) -> Iterator[Pair]:
             weight=row.number("weight", 1.0, low=0.0, high=math.inf),
             confidence=row.number("confidence", 1.0, low=0.0, high=1.0),
         )
+
+
+def check_enough(pairs: int, minimum: int) -> None:
+    """Refuse to train on so few pairs that the result would mean nothing."""
+    if pairs < minimum:
+        plural = "pair is" if pairs == 1 else "pairs are"
+        raise TooFewError(f"{pairs} preference {plural} too few to train on: at least {minimum} are needed.")
 
 
 def read_demonstrations(path: Path) -> Iterator[Demonstration]:

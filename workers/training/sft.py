@@ -23,7 +23,7 @@ from workers.training.errors import Interrupted, TooFewError
 from workers.training.evaluation import log_prob_sums
 from workers.training.optimisation import Optimiser
 from workers.training.recipes import SFTRecipe
-from workers.training.records import read_demonstrations
+from workers.training.records import Demonstration, read_demonstrations
 from workers.training.report import Reporter
 from workers.training.tokens import Codec, Example, truncate
 
@@ -47,10 +47,12 @@ def train(
     if not resume:
         states.clear()
 
+    rows = list(read_demonstrations(data))  # before the model is loaded, so that bad data fails at once
+    held_out_rows = list(read_demonstrations(eval)) if eval else []
     policy = nets.load_policy(model, recipe.precision, recipe.lora, recipe.seed)
     max_length = min(recipe.max_length, policy.context_length)
-    examples = _read(policy.codec, data, max_length, report)
-    held_out = _read(policy.codec, eval, max_length, report) if eval else []
+    examples = _encode(policy.codec, rows, max_length, report)
+    held_out = _encode(policy.codec, held_out_rows, max_length, report)
     if not examples:
         raise TooFewError("There is no demonstration to train on: give at least one that fits into max_length.")
 
@@ -93,9 +95,9 @@ def train(
     return summary
 
 
-def _read(codec: Codec, path: Path, max_length: int, report: Reporter) -> Sequence[Example]:
-    rows = [truncate(codec.encode(row.prompt, row.completion), max_length) for row in read_demonstrations(path)]
-    kept = [cut[0] for cut in rows if cut is not None]
+def _encode(codec: Codec, rows: Sequence[Demonstration], max_length: int, report: Reporter) -> list[Example]:
+    cut = [truncate(codec.encode(row.prompt, row.completion), max_length) for row in rows]
+    kept = [examples[0] for examples in cut if examples is not None]
     if len(kept) < len(rows):
-        report.log(f"{path.name}: {len(rows) - len(kept)} examples left out, their prompt fills {max_length} tokens.")
+        report.log(f"{len(rows) - len(kept)} of {len(rows)} examples left out: their prompt fills {max_length} tokens.")
     return kept
