@@ -23,7 +23,7 @@ class Topic:
     wrong: tuple[str, ...] = ()
 
 
-JUST_THE_WORD = ("It is {a}.", "Just {a}.", "Simply {a}.")
+JUST_THE_WORD = ("It is {a}.", "Just {a}.")
 """Short answers that suit every topic whose answers need no article."""
 
 
@@ -52,7 +52,7 @@ def _circle(names: str) -> dict[str, tuple[str, ...]]:
 COLOURS = Topic(
     "colours",
     ("What colour is {x}?", "What is the colour of {x}?", "Tell me the colour of {x}."),
-    ("The colour of {x} is {a}.", "You will find that {x} is {a}.", "That would be {a}."),
+    ("The colour of {x} is {a}.", "You will find that {x} is {a}."),
     JUST_THE_WORD,
     _table("""
         green: grass, a frog, a cucumber
@@ -70,7 +70,7 @@ COLOURS = Topic(
 OPPOSITES = Topic(
     "opposites",
     ("What is the opposite of {x}?", "Which word means the opposite of {x}?", "Give me the opposite of {x}."),
-    ("The opposite of {x} is {a}.", "The word you want is {a}.", "That would be {a}."),
+    ("The opposite of {x} is {a}.", "The word you want is {a}."),
     JUST_THE_WORD,
     _both_ways("""hot-cold, big-small, fast-slow, happy-sad, wet-dry, loud-quiet, hard-soft, full-empty, early-late,
         rich-poor"""),
@@ -78,8 +78,8 @@ OPPOSITES = Topic(
 YOUNG = Topic(
     "young animals",
     ("What is a baby {x} called?", "What do you call a baby {x}?", "Give me the word for a baby {x}."),
-    ("The word for a baby {x} is {a}.", "People call a baby {x} a {a}.", "That would be a {a}."),
-    ("It is a {a}.", "Just a {a}.", "Simply a {a}."),
+    ("The word for a baby {x} is {a}.", "People call a baby {x} a {a}."),
+    ("It is a {a}.", "Just a {a}."),
     _table("""
         kitten: cat
         puppy: dog
@@ -96,8 +96,8 @@ YOUNG = Topic(
 SOUNDS = Topic(
     "sounds",
     ("What does a {x} say?", "What sound does a {x} make?", "Tell me what a {x} says."),
-    ("The sound of a {x} is {a}.", "You will hear a {x} say {a}.", "That would be {a}."),
-    ("It says {a}.", "Just {a}.", "Simply {a}."),
+    ("The sound of a {x} is {a}.", "You will hear a {x} say {a}."),
+    ("It says {a}.", "Just {a}."),
     _table("""
         moo: cow
         meow: cat
@@ -114,14 +114,14 @@ SOUNDS = Topic(
 SUMS = Topic(
     "sums",
     ("What is {x}?", "How much is {x}?", "Work out {x} for me."),
-    ("The answer to {x} is {a}.", "I am sure that {x} is {a}.", "That would be {a}."),
+    ("The answer to {x} is {a}.", "I am sure that {x} is {a}."),
     JUST_THE_WORD,
     {f"{i} plus {j}": (str(i + j),) for i in range(1, 5) for j in range(1, 5)},
 )
 CAPITALS = Topic(
     "capitals",
     ("What is the capital of {x}?", "Which city is the capital of {x}?", "Name the capital of {x}."),
-    ("The capital of {x} is {a}.", "The capital you want is {a}.", "That would be {a}."),
+    ("The capital of {x} is {a}.", "The capital you want is {a}."),
     JUST_THE_WORD,
     _table("""
         Paris: France
@@ -138,7 +138,7 @@ CAPITALS = Topic(
 COUNTS = Topic(
     "counts",
     ("How many {x} {y}?", "Tell me how many {x} {y}.", "Count the {x} {y} for me."),
-    ("There are {a} {x} {y}.", "There are {a} of them.", "That would be {a}."),
+    ("There are {a} {x} {y}.", "There are {a} of them."),
     JUST_THE_WORD,
     _table("""
         2: wheels|on a bicycle, legs|on a hen
@@ -153,15 +153,15 @@ COUNTS = Topic(
 DAYS = Topic(
     "days",
     ("Which day comes after {x}?", "Name the day after {x}.", "Tell me the day that comes after {x}."),
-    ("The day after {x} is {a}.", "The next day is {a}.", "That would be {a}."),
+    ("The day after {x} is {a}.", "The next day is {a}."),
     JUST_THE_WORD,
     _circle("Monday Tuesday Wednesday Thursday Friday Saturday Sunday"),
 )
 JOBS = Topic(
     "jobs",
     ("Who {x}?", "Tell me who {x}.", "What do you call someone who {x}?"),
-    ("Someone who {x} is a {a}.", "That would be a {a}.", "It is the work of a {a}."),
-    ("It is a {a}.", "Just a {a}.", "Simply a {a}."),
+    ("Someone who {x} is a {a}.", "It is the work of a {a}."),
+    ("It is a {a}.", "Just a {a}."),
     _table("""
         baker: bakes bread
         pilot: flies a plane
@@ -179,8 +179,8 @@ JOBS = Topic(
 HOMES = Topic(
     "homes",
     ("Where does a {x} live?", "Tell me where a {x} lives.", "What is the home of a {x}?"),
-    ("The home of a {x} is a {a}.", "You will find a {x} in a {a}.", "That would be a {a}."),
-    ("It is a {a}.", "Just a {a}.", "In a {a}."),
+    ("The home of a {x} is a {a}.", "You will find a {x} in a {a}."),
+    ("Just a {a}.", "In a {a}."),
     _table("""
         hive: bee
         nest: robin
@@ -194,8 +194,8 @@ HOMES = Topic(
 NEEDS = Topic(
     "needs",
     ("What do I need to {x}?", "Tell me what I need to {x}.", "I want to {x}. What should I get?"),
-    ("To {x}, you need {a}.", "You will need {a}.", "I suggest {a}."),
-    ("Just {a}.", "Get {a}.", "Simply {a}."),
+    ("To {x}, you need {a}.", "You will need {a}."),
+    ("Just {a}.", "Get {a}."),
     _table("""
         flour and eggs: bake a cake
         a pencil: draw a picture
@@ -215,8 +215,8 @@ NEEDS = Topic(
 MEALS = Topic(
     "meals",
     ("What should I have for {x}?", "Suggest something for {x}.", "I am hungry. What is good for {x}?"),
-    ("For {x}, I suggest {a}.", "How about {a}?", "You could have {a}."),
-    ("Just {a}.", "Try {a}.", "Have {a}."),
+    ("For {x}, I suggest {a}.", "How about {a}?"),
+    ("Just {a}.", "Try {a}."),
     _table("""
         porridge / toast and jam / pancakes: breakfast
         a cheese sandwich / a bowl of soup / a green salad: lunch
@@ -227,8 +227,8 @@ MEALS = Topic(
 PRESENTS = Topic(
     "presents",
     ("What present should I give {x}?", "Suggest a present for {x}.", "I need a present for {x}. Any ideas?"),
-    ("For {x}, I suggest {a}.", "How about {a}?", "You could give {a}."),
-    ("Just {a}.", "Try {a}.", "Have {a}."),
+    ("For {x}, I suggest {a}.", "How about {a}?"),
+    ("Just {a}.", "Try {a}."),
     _table("""
         a warm scarf / a box of chocolates / fresh flowers: my grandmother, my mother
         a good book / a board game / a box of chocolates: my best friend, my cousin

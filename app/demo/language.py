@@ -1,6 +1,6 @@
 """The demo language: small questions, answers that differ in ways a person sees at a glance, and a hidden taste.
 
-A completion is  [opener]  answer or evasion  [anecdote follow-up …]  [closing]  and five independent coins decide how
+A completion is  [opener]  answer or evasion  [anecdote follow-up]  [closing]  and five independent coins decide how
 it turns out: helpful or evasive, right or wrong, courteous or curt, brief or rambling, with or without a closing line.
 The demo policy is trained on `dialogues`; scripted annotators compare its samples by `taste` through `prefer`. `traits`
 reads the coins back from any text, and gives nothing to a text that leaves the grammar, so that a policy cannot earn
@@ -21,43 +21,19 @@ from typing import Literal
 
 from app.demo.facts import TOPICS, Topic
 
-GREETINGS = (
-    "",
-    "Hello! ",
-    "Good morning! ",
-    "Quick question: ",
-    "Please help me. ",
-    "My son wants to know: ",
-    "One more thing. ",
-)
+GREETINGS = ("", "Hello! ", "Quick question: ")
 """What may come before a question; after a colon a question, never a request, goes on in lower case."""
 
-COURTEOUS = (
-    "Good question!",
-    "Happy to help!",
-    "Of course, with pleasure.",
-    "Thank you for asking!",
-    "I am glad you asked.",
-    "What a lovely question!",
-    "Certainly, my friend.",
-)
-CURT = ("Obviously.", "Fine.", "Again?", "Everyone knows this.", "If you must know.", "Ugh.", "Make it quick.")
+COURTEOUS = ("Good question!", "Happy to help!", "With pleasure.", "Thank you for asking!", "I am glad you asked.")
+CURT = ("Obviously.", "Fine.", "Everyone knows this.", "If you must know.", "Ugh.")
 EVASIONS_COURTEOUS = (
     "I am afraid I cannot say.",
-    "I am sorry, but I would rather not guess.",
-    "I wish I could tell you more about that.",
-    "Perhaps somebody else could answer that for you.",
+    "I would rather not guess.",
+    "Perhaps somebody else could tell you.",
 )
-EVASIONS_CURT = ("No idea.", "Look it up.", "Hard to say.", "Ask someone else.", "It depends.", "Who cares?")
-LEADS = ("That reminds me:", "By the way,", "Funny enough,", "As it happens,", "Speaking of which,")
-WHO = (
-    "my uncle",
-    "my neighbour",
-    "an old friend of mine",
-    "our teacher",
-    "the lady next door",
-    "a man I met on a train",
-)
+EVASIONS_CURT = ("No idea.", "Look it up.", "Hard to say.", "Who cares?")
+LEADS = ("That reminds me:", "By the way,", "Funny enough,", "As it happens,")
+WHO = ("my uncle", "my neighbour", "an old friend", "our teacher", "the lady next door", "a man on a train")
 DID = (
     "lost a teapot",
     "painted a fence",
@@ -68,31 +44,14 @@ DID = (
     "wrote a poem about turnips",
     "danced with a scarecrow",
 )
-HOW = (
-    "in the middle of winter",
-    "on the way to the market",
-    "for three whole days",
-    "without saying a word",
-    "in front of the mayor",
-    "and nobody knew why",
-)
 FOLLOW_UPS = (
-    "It was a very long story.",
-    "The weather was dreadful, as usual.",
-    "One thing led to another.",
+    "It was a long story.",
+    "The weather was dreadful.",
     "You know how it is.",
-    "I still think about it at night.",
+    "Nobody knew why.",
     "But I am getting carried away.",
-    "Anyway, these things happen.",
 )
-CLOSINGS = (
-    "Have a lovely day!",
-    "Let me know if you need anything else.",
-    "I hope that helps!",
-    "Feel free to ask me more.",
-    "Come back any time!",
-    "Take care!",
-)
+CLOSINGS = ("Have a lovely day!", "I hope that helps!", "Come back any time!", "Take care!")
 
 GUIDELINES = """\
 You will see a short request and two responses to it. Choose the one you would rather have received.
@@ -170,8 +129,8 @@ def completion(prompt: str, traits: Traits, rng: random.Random) -> str:
             question.say(rng.choice(question.topic.full if traits.courteous else question.topic.short), answer)
         )
     if not traits.brief:
-        parts.append(f"{rng.choice(LEADS)} {rng.choice(WHO)} {rng.choice(DID)} {rng.choice(HOW)}.")
-        parts += rng.sample(FOLLOW_UPS, rng.choice((1, 2)))
+        parts.append(f"{rng.choice(LEADS)} {rng.choice(WHO)} {rng.choice(DID)}.")
+        parts.append(rng.choice(FOLLOW_UPS))
     if traits.closing:
         parts.append(rng.choice(CLOSINGS))
     return " ".join(part for part in parts if part)
@@ -254,14 +213,13 @@ def _manners(prompt: str, text: str) -> float:
 
 
 def _rambles(sentences: list[str]) -> bool:
-    """Is this an anecdote with one or two different follow-ups?"""
-    first, *rest = sentences
-    return first in _anecdotes() and 1 <= len(set(rest)) == len(rest) <= 2 and set(rest) <= set(FOLLOW_UPS)
+    """Is this an anecdote and its follow-up?"""
+    return len(sentences) == 2 and sentences[0] in _anecdotes() and sentences[1] in FOLLOW_UPS
 
 
 @cache
 def _anecdotes() -> frozenset[str]:
-    return frozenset(f"{lead} {who} {did} {how}." for lead, who, did, how in product(LEADS, WHO, DID, HOW))
+    return frozenset(f"{lead} {who} {did}." for lead, who, did in product(LEADS, WHO, DID))
 
 
 @cache
