@@ -5,6 +5,7 @@
 
 import { Outbox, newKey, send, store } from "./annotate-outbox.js";
 import { acting, keyOf, typing } from "./annotate-keys.js";
+import { scrollBy, syncPanes } from "./annotate-reading.js";
 
 const find = (id) => document.getElementById(id);
 const workspace = find("workspace");
@@ -345,35 +346,6 @@ const undo = async () => {
   } else snack(reply.refused ?? "The server cannot be reached, so nothing was undone.", false);
 };
 
-// ---- reading: both panes scroll together, by share of their length ----
-const syncPanes = (target) => {
-  const panes = [...target.querySelectorAll(".text")];
-  const expected = new Map();
-  for (const pane of panes) {
-    pane.addEventListener(
-      "scroll",
-      () => {
-        if (Math.abs((expected.get(pane) ?? -9) - pane.scrollTop) < 2) return;
-        const room = pane.scrollHeight - pane.clientHeight;
-        for (const other of panes) {
-          if (other === pane) continue;
-          const top = room > 0 ? (pane.scrollTop / room) * (other.scrollHeight - other.clientHeight) : 0;
-          expected.set(other, Math.round(top));
-          expected.delete(pane);
-          other.scrollTop = Math.round(top);
-        }
-      },
-      { passive: true },
-    );
-  }
-};
-const scroll = (by) => {
-  const panes = [...form().querySelectorAll(".text")];
-  const tallest = panes.sort((a, b) => b.scrollHeight - a.scrollHeight)[0];
-  if (tallest.scrollHeight > tallest.clientHeight + 1) tallest.scrollBy({ top: by * tallest.clientHeight });
-  else window.scrollBy({ top: by * innerHeight });
-};
-
 // ---- guidelines: opened by themselves the first time and whenever they have changed ----
 const guidelines = find("guidelines");
 const seenKey = `tiebreak.guidelines.${person}.${campaign}`;
@@ -381,7 +353,9 @@ const openGuidelines = (open) => {
   if (!guidelines) return;
   workspace.classList.toggle("with-guidelines", open);
   find("guidelines-button").setAttribute("aria-expanded", String(open));
-  if (!open) store.set(seenKey, workspace.dataset.guidelines);
+  if (open) return;
+  store.set(seenKey, workspace.dataset.guidelines);
+  find("guidelines-changed").hidden = true;
 };
 const toggleGuidelines = () => {
   const open = !workspace.classList.contains("with-guidelines");
@@ -390,6 +364,7 @@ const toggleGuidelines = () => {
   else view().querySelector("[data-heading]")?.focus({ preventScroll: true });
 };
 if (guidelines) {
+  find("guidelines-changed").hidden = [null, workspace.dataset.guidelines].includes(store.get(seenKey));
   workspace.classList.toggle("with-guidelines", Boolean(form()) && store.get(seenKey) !== workspace.dataset.guidelines);
   for (const id of ["guidelines-button", "guidelines-close"]) {
     find(id).addEventListener("click", (event) => {
@@ -447,11 +422,11 @@ const ACTS = {
   r: () => workspace.classList.toggle("plain-text"),
   g: () => toggleGuidelines(),
   "?": () => find("keys").showModal(),
-  ArrowDown: () => form() && scroll(0.15),
-  ArrowUp: () => form() && scroll(-0.15),
-  PageDown: () => form() && scroll(0.85),
-  PageUp: () => form() && scroll(-0.85),
-  " ": (event) => form() && scroll(event.shiftKey ? -0.85 : 0.85),
+  ArrowDown: () => form() && scrollBy(form(), 0.15),
+  ArrowUp: () => form() && scrollBy(form(), -0.15),
+  PageDown: () => form() && scrollBy(form(), 0.85),
+  PageUp: () => form() && scrollBy(form(), -0.85),
+  " ": (event) => form() && scrollBy(form(), event.shiftKey ? -0.85 : 0.85),
 };
 const known = (key) => key in ACTS || Boolean(form()?.querySelector(`input[data-key="${CSS.escape(key)}"]`));
 

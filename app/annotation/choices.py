@@ -12,7 +12,8 @@ from app.annotation.submission import Answer
 from app.core.errors import Invalid
 
 CANNOT_JUDGE = "cannot_judge"
-LETTERS = "AB"
+LETTERS = "ABCDEFGHI"
+"""What an annotator calls the completions, in the shown order."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,12 @@ class Choice:
 
 
 def steps(shown: list[str], scale: Scale) -> list[Choice]:
-    """The scale from "the left one is much better" to "the right one is"; keys count from 1."""
+    """The scale from "the left one is much better" to "the right one is"; keys count from 1.
+
+    More than two have no left and right: one of them is the best.
+    """
+    if len(shown) != 2:
+        return _best_of(shown, scale)
     strengths = range(1, scale.strengths + 1)
     left = [_preference(shown[0], "A", "‹", s, scale) for s in reversed(strengths)]
     middle = [("tie", "tie", "Neither is better", "", "=")] if scale.has_tie else []
@@ -38,6 +44,12 @@ def steps(shown: list[str], scale: Scale) -> list[Choice]:
         Choice(value, str(number), words, sentence, side, mark)
         for number, (value, words, sentence, side, mark) in enumerate([*left, *middle, *right], start=1)
     ]
+
+
+def _best_of(shown: list[str], scale: Scale) -> list[Choice]:
+    best = [(f"{i}.0", f"{a} best", f"{a} is the best", a, a) for i, a in zip(shown, LETTERS, strict=False)]
+    tie = [("tie", "tie", "None is better", "", "=")] if scale.has_tie else []
+    return [Choice(value, str(n), *rest) for n, (value, *rest) in enumerate([*best, *tie], start=1)]
 
 
 def _preference(completion: str, side: str, mark: str, strength: int, scale: Scale) -> tuple[str, str, str, str, str]:
@@ -69,14 +81,14 @@ def answer(value: str, shown: list[str], comment: str = "", elapsed_ms: int | No
             "This answer does not belong to the comparison on screen. Reload the page and choose again.", "choice"
         )
     ranking = [[preferred], [other for other in shown if other != preferred]]
-    return Answer(ranking, strength=int(strength), comment=comment, elapsed_ms=elapsed_ms)
+    return Answer(ranking, strength=int(strength) or None, comment=comment, elapsed_ms=elapsed_ms)
 
 
 def value_of(ranking: list[list[str]], strength: int | None, flags: list[str]) -> str:
     """The choice that was made, from what is stored of it: the way back from `answer`."""
     if Ranking(tuple(frozenset(group) for group in ranking)).is_tie:
         return flags[0] if flags else "tie"
-    return f"{ranking[0][0]}.{strength or 1}"
+    return f"{ranking[0][0]}.{strength or (1 if sum(map(len, ranking)) == 2 else 0)}"
 
 
 def sentence(value: str, shown: list[str], scale: Scale) -> str:

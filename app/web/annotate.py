@@ -6,7 +6,7 @@ says where a completion came from, nor which batch or round it belongs to.
 """
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Form, Query, Request
 from sqlalchemy.orm import Session
@@ -168,7 +168,6 @@ def _page(
 ) -> Response:
     """The workspace, or to a script the comparison alone; `why` says what keeps it empty."""
     typed = typed or (_said_before(db, assignment) if assignment else Typed())
-    scale = Scale(campaign.scale)
     return render(
         request,
         "annotate/index.html",
@@ -177,16 +176,25 @@ def _page(
         campaign=campaign,
         guidelines=lifecycle.guidelines(db, campaign.id),
         work=worklist.in_campaign(db, annotator, campaign),
-        shown=presentation.show(db, assignment) if assignment else None,
-        steps=choices.steps(assignment.shown, scale) if assignment else [],
-        others=choices.others(scale),
-        reasons=leasing.SKIP_REASONS,
-        most=submission.MAX_COMMENT,
         why=why,
-        chosen=typed.choice,
-        comment=typed.comment,
         errors=tried.errors if tried else {},
+        **comparison(campaign, presentation.show(db, assignment) if assignment else None, typed),
     )
+
+
+def comparison(campaign: Campaign, shown: presentation.Shown | None, typed: Typed) -> dict[str, Any]:
+    """What `annotate/_comparison.html` needs besides the campaign; the lead's preview shows the same."""
+    scale = Scale(campaign.scale)
+    return {
+        "shown": shown,
+        "steps": choices.steps([completion["id"] for completion in shown.completions], scale) if shown else [],
+        "others": choices.others(scale),
+        "letters": choices.LETTERS,
+        "reasons": leasing.SKIP_REASONS,
+        "most": submission.MAX_COMMENT,
+        "chosen": typed.choice,
+        "comment": typed.comment,
+    }
 
 
 def _said_before(db: Session, assignment: Assignment) -> Typed:
