@@ -48,7 +48,7 @@ cpu_torch() { # without an NVIDIA GPU, PyTorch's own CPU build spares gigabytes 
     version=$(sed -n 's/.*"\(torch==[0-9.*]*\)".*/\1/p' pyproject.toml)
     reachable='import sys, urllib.request as r; r.urlopen(sys.argv[1] + "/torch/", timeout=5)'
     [ -n "$index" ] && .venv/bin/python -c "$reachable" "$index" 2>/dev/null || return 0
-    .venv/bin/pip install $quiet --no-deps --index-url "$index" "$version" || true # else from the usual index
+    .venv/bin/pip install $quiet --no-compile --no-deps --index-url "$index" "$version" || true # else from the usual index
 }
 
 [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && [ -x .venv/bin/tiebreak ] && exit 0
@@ -61,6 +61,8 @@ suits .venv/bin/python && [ -x .venv/bin/pip ] || {
 }
 echo "Installing into .venv with $(.venv/bin/python --version); the first time takes a few minutes …"
 case ,$extras, in *,train,*) cpu_torch ;; esac
-.venv/bin/pip install $quiet --editable ".[$extras]" ||
+.venv/bin/pip install $quiet --no-compile --editable ".[$extras]" ||
     fail "installing failed for the reason above: mend that (network, proxy, disk space) and try again."
+# pip compiles on one core, and much that nobody imports.
+.venv/bin/python -m compileall -q -j 0 -x '/tests?/|/testing/|/transformers/models/' .venv/lib >/dev/null || true
 echo "$wanted" >"$stamp"
