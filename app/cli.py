@@ -211,9 +211,7 @@ def _one_of(kind: Any, value: str, option: str) -> Any:
 
 @model_app.command("add")
 def add_model(
-    model: Annotated[
-        str, typer.Argument(help="A transformers directory, or a hub id: Qwen/Qwen2.5-0.5B-Instruct.")
-    ],
+    model: Annotated[str, typer.Argument(help="A transformers directory, or a hub id: Qwen/Qwen2.5-0.5B-Instruct.")],
     name: Annotated[str, typer.Option(help="How campaigns call it.")] = "",
     data: Data = None,
 ) -> None:

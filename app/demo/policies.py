@@ -15,7 +15,7 @@ from app.core.settings import settings
 from app.demo import language
 
 DEMO_POLICY = "demo policy"
-DIALOGUES = 24_000
+DIALOGUES = 20_000
 SEED = 7
 
 
