@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from starlette.responses import Response
 
 from app.accounts.models import User
-from app.annotation import choices, preview, submission
+from app.annotation import preview
 from app.annotation.scales import Scale
 from app.campaigns import lifecycle, prompts
 from app.campaigns import messages as chat
@@ -20,7 +20,7 @@ from app.checkpoints import lineage
 from app.core.errors import Invalid
 from app.rounds import lifecycle as rounds
 from app.rounds import recipes
-from app.web import recipe_forms
+from app.web import annotate, recipe_forms
 from app.web.deps import CampaignCreator, Db, LedCampaign, SignedIn
 from app.web.forms import Attempt, attempt
 from app.web.limits import IMPORT_BODY_LIMIT
@@ -38,13 +38,17 @@ PLAIN = {"name": "", "guidelines": "", "overlap": "1", "scale": "7", "policy": "
 @router.get("/new")
 def new(request: Request, db: Db, principal: CampaignCreator) -> Response:
     policies = lineage.usable_policies(db, None)
-    typed = PLAIN | {"policy": str(policies[-1].id) if policies else ""}
-    return _page(request, db, None, typed | recipe_forms.values(recipes.parse({})))
+    return _page(request, db, None, _blank() | {"policy": str(policies[-1].id) if policies else ""})
+
+
+def _blank() -> dict[str, str]:
+    """The form before anything is typed."""
+    return PLAIN | recipe_forms.values(recipes.parse({}))
 
 
 @router.post("/new", max_body_size=IMPORT_BODY_LIMIT)
 def create(request: Request, db: Db, principal: CampaignCreator, form: Submitted) -> Response:
-    typed = PLAIN | texts(form)
+    typed = _blank() | texts(form)
     given: dict[str, chat.Messages] = {}
     reports: dict[str, Report] = {}
     with attempt(db) as tried:
@@ -146,9 +150,7 @@ def _typed(db: Session, campaign: Campaign) -> dict[str, str]:
 
 @router.post("/{campaign_id}/settings")
 def save(request: Request, db: Db, principal: SignedIn, campaign: LedCampaign, form: Submitted) -> Response:
-    # What the form cannot change any more is not in it; a box that is not ticked is not sent.
-    unticked = {c.name: "" for c in recipe_forms.every_control().values() if c.kind == "flag"}
-    typed = _typed(db, campaign) | unticked | texts(form)
+    typed = _typed(db, campaign) | texts(form)  # what the form cannot change any more is not in it
     with attempt(db) as tried:
         recipe = _settings(tried, typed)
         if not tried.refused:
@@ -217,19 +219,10 @@ def guidelines_preview(request: Request, principal: SignedIn, guidelines: Annota
 @router.get("/{campaign_id}/preview")
 def see_as_annotator(request: Request, db: Db, campaign: LedCampaign) -> Response:
     """The annotator's own screen, switched off, with a comparison of the campaign or a prompt and stand-ins."""
-    shown = preview.sample(db, campaign)
-    ids = [completion["id"] for completion in shown.completions] if shown else []
-    scale = Scale(campaign.scale)
     return render(
         request,
         "campaigns/preview.html",
         campaign=campaign,
         guidelines=lifecycle.guidelines(db, campaign.id),
-        shown=shown,
-        steps=choices.steps(ids, scale) if ids else [],
-        others=choices.others(scale),
-        chosen="",
-        comment="",
-        most=submission.MAX_COMMENT,
-        reasons={},
+        **annotate.comparison(campaign, preview.sample(db, campaign), annotate.Typed()),
     )
