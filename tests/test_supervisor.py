@@ -70,7 +70,7 @@ def test_it_answers_once_it_says_so_and_leaves_nothing(up: Start) -> None:
     family = process.children(recursive=True)
     assert urlopen(f"{url}/readyz").status == 200
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")
     gone, alive = psutil.wait_procs(family, timeout=5)
     assert not alive and len(gone) >= 5, "web, two keepers, two servers"
@@ -79,7 +79,7 @@ def test_it_answers_once_it_says_so_and_leaves_nothing(up: Start) -> None:
 def test_a_second_up_on_the_same_data_says_so(up: Start) -> None:
     first, _ = up()
     second, _ = up()
-    _, err = second.communicate(timeout=20)
+    _, err = second.communicate(timeout=60)
     assert second.returncode == 1 and err.count("\n") == 1
     assert f"is already running on {first.environ()['TIEBREAK_DATA']} (process {first.pid}): stop that one" in err
 
@@ -101,7 +101,7 @@ def test_others_find_the_running_platform(up: Start, tmp_path: Path, monkeypatch
         process, url = up()
         assert supervisor.running() == url
         process.send_signal(signal.SIGTERM)
-        process.wait(20)
+        process.wait(60)
         assert supervisor.running() is None
     finally:
         settings.cache_clear()
@@ -110,7 +110,7 @@ def test_others_find_the_running_platform(up: Start, tmp_path: Path, monkeypatch
 def test_a_busy_port_is_one_sentence(up: Start) -> None:
     with socket.create_server(("127.0.0.1", 0)) as busy:
         process, _ = up(port=busy.getsockname()[1])
-        _, err = process.communicate(timeout=20)
+        _, err = process.communicate(timeout=60)
     assert process.returncode == 1 and err.count("\n") == 1
     assert "(Address already in use): free it, or choose another with --port." in err
 

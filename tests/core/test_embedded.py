@@ -71,7 +71,7 @@ def keepers(data: Path) -> list[int]:
     return [pid for key in ("postgres", "redis") if (pid := embedded.keeper_of(data / "run" / f"{key}.json"))]
 
 
-def eventually(true: Callable[[], object], seconds: float = 10) -> None:
+def eventually(true: Callable[[], object], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -141,7 +141,7 @@ def test_a_second_user_shares_and_the_last_one_stops(data: Path) -> None:
 def test_a_user_killed_leaves_nothing_running(data: Path) -> None:
     with another_user(data) as (process, _):
         process.kill()
-        eventually(lambda: not of(data) and not keepers(data), 5)
+        eventually(lambda: not of(data) and not keepers(data), 30)
 
 
 def test_everything_killed_and_the_next_start_finds_all_data(data: Path) -> None:
