@@ -1,0 +1,5 @@
+"""`python -m app` is `tiebreak`."""
+
+from app.cli import main
+
+main()
