@@ -20,6 +20,9 @@ const brief = (value, unit) => {
   return size >= 1000 ? Math.round(value).toLocaleString("en") : String(Number(value.toPrecision(3)));
 };
 
+// A step that only the other curve has is undefined here, one without this figure null.
+const points = (values) => values.filter((value) => value !== null && value !== undefined).length;
+
 class Chart {
   constructor(figure, group) {
     this.figure = figure;
@@ -57,7 +60,7 @@ class Chart {
     if (!this.data?.[0].length || !width) return; // nothing yet, or folded away
     if (this.chart) this.chart.setData(this.data);
     else this.chart = new uPlot(this.options(width), this.data, this.plot);
-    this.figure.dataset.points = this.data[1].filter((value) => value !== null).length;
+    this.figure.dataset.points = points(this.data[1]);
   }
 
   redraw() {
@@ -70,7 +73,7 @@ class Chart {
     const soft = getComputedStyle(this.plot).color;
     const grid = { stroke: ink(this.plot, "grid"), width: 1 };
     const axis = { stroke: soft, font: "11px system-ui", grid, ticks: { show: false }, gap: 4 };
-    const few = (chart, place) => chart.data[place].filter((value) => value !== null).length < 3;
+    const few = (chart, place) => points(chart.data[place]) < 3;
     return {
       width,
       height: HEIGHT,

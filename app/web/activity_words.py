@@ -74,6 +74,11 @@ def _member(event: Event) -> str:
     )
 
 
+def _count(event: Event, noun: str) -> str:
+    made = event.detail.get("created")
+    return f"{noun}s" if made is None else f"{made:,} {noun}{'' if made == 1 else 's'}"
+
+
 def _plain(text: str) -> Callable[[Event], str]:
     return lambda event: text
 
@@ -81,6 +86,10 @@ def _plain(text: str) -> Callable[[Event], str]:
 WORDS: dict[str, Callable[[Event], str]] = {
     "campaign.create": lambda e: f"created the campaign “{e.detail['name']}”" if "name" in e.detail else "created it",
     "campaign.edit": _plain("changed the settings"),
+    "campaign.policy": _plain("chose another policy"),
+    "prompts.add": lambda e: f"added {_count(e, 'prompt')}",
+    "comparisons.import": lambda e: f"imported {_count(e, 'comparison')}",
+    "batch.request": _plain("asked for a fresh batch of comparisons"),
     "campaign.guidelines": _plain("wrote a new version of the guidelines"),
     "campaign.activate": _plain("activated the campaign"),
     "campaign.pause": _plain("paused the campaign"),

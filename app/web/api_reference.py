@@ -122,7 +122,7 @@ def _call(document: dict[str, Any], method: str, path: str, call: dict[str, Any]
         anchor=re.sub(r"[^a-z0-9]+", "-", f"{method} {path.removeprefix(PREFIX)}".lower()).strip("-"),
         method=method.upper(),
         path=path,
-        title=call.get("summary", ""),
+        title=call.get("summary", "").capitalize(),
         text=call.get("description", ""),
         parameters=[_parameter(document, p) for p in call.get("parameters", [])],
         body=_fields(document, schema),

@@ -98,4 +98,4 @@ def _checkpoints(db: Session, campaign: Campaign) -> dict[uuid.UUID, Checkpoint]
 def _rounds(db: Session, campaign: Campaign) -> dict[uuid.UUID, Round]:
     """The round behind each run."""
     rows = db.execute(select(Run.id, Round).join(Round, Round.id == Run.round_id).where(Run.campaign_id == campaign.id))
-    return dict(rows.tuples().all())
+    return {row.id: row.Round for row in rows}

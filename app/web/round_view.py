@@ -200,7 +200,7 @@ def log_tail(db: Session, run_ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, list[
 def checkpoint_names(db: Session, ids: Iterable[uuid.UUID | None]) -> dict[uuid.UUID, str]:
     wanted = [key for key in ids if key]
     rows = db.execute(select(Checkpoint.id, Checkpoint.name).where(Checkpoint.id.in_(wanted)))
-    return dict(rows.tuples().all())
+    return {row.id: row.name for row in rows}
 
 
 def runs_of(db: Session, current: Round) -> dict[Stage, Run]:
