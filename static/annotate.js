@@ -32,7 +32,7 @@ const formIn = (view) => view?.querySelector("form.comparison") ?? null;
 const idOf = (view) => formIn(view)?.dataset.assignment ?? null;
 const view = () => stage.querySelector(".view");
 const form = () => formIn(view());
-const holding = () => [...[view(), ...ahead].map(idOf), ...outbox.waiting().map((entry) => entry.assignment)].filter(Boolean);
+const holding = () => [...[view(), ...ahead].map(idOf), ...outbox.all().map((entry) => entry.assignment)].filter(Boolean);
 const say = (text) => (find("say").textContent = text);
 
 // ---- the top line ----

@@ -57,12 +57,13 @@ def _preference(completion: str, side: str, mark: str, strength: int, scale: Sca
     return f"{completion}.{strength}", words, f"{side} is {words}", side, mark * strength
 
 
-def others(scale: Scale) -> list[Choice]:
-    """What can be said of both at once. On the keyboard's top row, to the right of the scale's own keys."""
+def others(scale: Scale, of: int = 2) -> list[Choice]:
+    """What can be said of both, or of all, at once. On the keyboard's top row, to the right of the scale's own keys."""
     good, bad, unable = "890" if scale.steps < 8 else "90-"
+    every = "both" if of == 2 else "all"
     return [
-        Choice("both_good", good, "both good", "Both are good"),
-        Choice("both_bad", bad, "both bad", "Both are bad"),
+        Choice("both_good", good, f"{every} good", f"{every.capitalize()} are good"),
+        Choice("both_bad", bad, f"{every} bad", f"{every.capitalize()} are bad"),
         Choice(CANNOT_JUDGE, unable, "cannot judge", "I cannot judge this"),
     ]
 
@@ -93,5 +94,5 @@ def value_of(ranking: list[list[str]], strength: int | None, flags: list[str]) -
 
 def sentence(value: str, shown: list[str], scale: Scale) -> str:
     """A choice in words, by the sides on which its annotator saw the completions."""
-    said = {choice.value: choice.sentence for choice in (*steps(shown, scale), *others(scale))}
+    said = {choice.value: choice.sentence for choice in (*steps(shown, scale), *others(scale, len(shown)))}
     return said.get(value, "An answer")

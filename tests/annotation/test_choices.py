@@ -18,7 +18,7 @@ def test_every_choice_is_an_answer_that_the_scale_accepts_and_that_reads_back_as
     steps: int, shown: list[str]
 ) -> None:
     scale = Scale(steps)
-    offered = [*choices.steps(shown, scale), *choices.others(scale)]
+    offered = [*choices.steps(shown, scale), *choices.others(scale, len(shown))]
     assert len({choice.key for choice in offered}) == len(offered)
     for choice in offered:
         if choice.value == choices.CANNOT_JUDGE:
