@@ -17,8 +17,8 @@ log = logging.getLogger(__name__)
 
 
 def broker_url(redis_url: str) -> str:
-    """Celery's spelling of a Redis URL: a Unix socket is `redis+socket://`, elsewhere `unix://`."""
-    return redis_url.replace("unix://", "redis+socket://", 1)
+    """Celery's spelling of a Redis URL: a Unix socket is `redis+socket://`, and its database `virtual_host`."""
+    return redis_url.replace("unix://", "redis+socket://", 1).replace("?db=", "?virtual_host=")
 
 
 def make_celery(name: str) -> Celery:
