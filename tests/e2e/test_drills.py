@@ -111,7 +111,7 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
 
 def _ready(data: Path) -> str | None:
     try:
-        url = str(json.loads((data / "run" / "up.lock").read_text())["url"])
+        url = str(json.loads((data / "run" / "up.json").read_text())["url"])
         return url if httpx.get(f"{url}/readyz", trust_env=False).status_code == 200 else None
     except (OSError, ValueError, KeyError, httpx.TransportError):
         return None
