@@ -7,16 +7,20 @@ either do no harm: whoever comes second finds a lock taken or the work done.
 import logging
 import uuid
 
+from celery.schedules import crontab
+
 from app.annotation import leasing
 from app.core.db import transaction, try_lock
 from app.core.errors import TiebreakError
 from app.core.jobs import make_celery
 from app.core.settings import settings
 from app.rounds import progress, runs
+from workers import invariants
 
 log = logging.getLogger(__name__)
 
 TICK = "tiebreak.tick"
+CHECK = "tiebreak.check_invariants"
 
 app = make_celery("tiebreak-housekeeping")
 app.conf.beat_schedule = {
@@ -24,7 +28,8 @@ app.conf.beat_schedule = {
         "task": TICK,
         "schedule": settings().tick_seconds,
         "options": {"queue": "housekeeping", "expires": settings().tick_seconds * 2},
-    }
+    },
+    "invariants": {"task": CHECK, "schedule": crontab(hour="3", minute="17"), "options": {"queue": "housekeeping"}},
 }
 
 
@@ -39,6 +44,14 @@ def tick() -> None:
         live = progress.reconcile(session)
     for round_id in live:
         advance(round_id)
+
+
+@app.task(name=CHECK)
+def check_invariants() -> None:
+    """Every night: whatever is not as it must be stands in the log as an error."""
+    with transaction() as session:
+        for name, rows in invariants.broken(session).items():
+            log.error("it no longer holds that %s: %s", name, ", ".join(rows[:20]))
 
 
 @app.task(name=runs.ADVANCE)

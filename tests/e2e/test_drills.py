@@ -15,9 +15,12 @@ import httpx
 import psutil
 import psycopg
 import pytest
+from sqlalchemy import create_engine
+from sqlalchemy.orm import Session
 
 from app.core.db import ROOT
 from tests.models import random_llama
+from workers import invariants
 
 # A lost worker is noticed within seconds instead of a minute; everything else is as in production.
 QUICK = {"TIEBREAK_RUN_LEASE_SECONDS": "8", "TIEBREAK_HEARTBEAT_SECONDS": "2", "TIEBREAK_TICK_SECONDS": "2"}
@@ -190,3 +193,8 @@ def test_a_round_finishes_when_redis_is_killed_while_its_run_is_queued(platform:
     done = finished(platform, round_id)
     assert done["status"] == "promoted", done["error"]
     assert all(run["attempt"] == 1 for run in done["runs"])
+
+
+def test_after_all_that_every_invariant_holds(platform: Platform) -> None:
+    with Session(create_engine(platform.database.replace("postgresql://", "postgresql+psycopg://"))) as session:
+        assert invariants.broken(session) == {}
