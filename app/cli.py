@@ -16,7 +16,12 @@ from app.core.embedded import EmbeddedError, provided
 from app.core.errors import Invalid, TiebreakError
 from app.core.settings import settings
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Tiebreak: collect preferences, train on them.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Tiebreak: collect preferences, train on them.",
+)
 user_app = typer.Typer(no_args_is_help=True, help="Accounts.")
 model_app = typer.Typer(no_args_is_help=True, help="Base models that campaigns may start from.")
 app.add_typer(user_app, name="user")

@@ -1,4 +1,4 @@
-"""Write docs/states.md from the machines in the code: `python scripts/write_states.py`. A test fails when it is stale."""
+"""Write docs/states.md from the machines in the code: `python scripts/write_states.py`. A test notices a stale one."""
 
 import ast
 import importlib
@@ -10,6 +10,7 @@ from types import ModuleType
 from app.core.db import ROOT
 
 MODULES = ("campaigns", "comparisons", "annotation", "rounds")
+TABLE = ("| state | what is true in it | may become |", "|---|---|---|")
 PAGE = ROOT / "docs" / "states.md"
 HEAD = """# State machines
 
@@ -39,17 +40,18 @@ def machines(module: ModuleType) -> list[tuple[str, type[StrEnum], dict[StrEnum,
     ]
 
 
+def targets(states: set[StrEnum]) -> str:
+    return ", ".join(sorted(state.value for state in states)) or "–"
+
+
 def page() -> str:
     parts = [HEAD]
     for slice_name in MODULES:
         module = importlib.import_module(f"app.{slice_name}.models")
         for name, states, moves in machines(module):
             said = docstrings(states)
-            rows = [
-                f"| **{state.value}** | {said.get(state.name, '')} | {', '.join(sorted(to.value for to in moves[state])) or '–'} |"
-                for state in states
-            ]
-            parts.append("\n".join([f"\n## {name}\n", "| state | what is true in it | may become |", "|---|---|---|", *rows]))
+            rows = [f"| **{s.value}** | {said.get(s.name, '')} | {targets(moves[s])} |" for s in states]
+            parts.append("\n".join([f"\n## {name}\n", *TABLE, *rows]))
     return "\n".join(parts) + "\n"
 
 

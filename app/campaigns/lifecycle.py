@@ -47,7 +47,7 @@ def create(
 
 
 def faults(name: str, overlap: int | None, scale: int | None) -> dict[str, str]:
-    """What is wrong with each of these, by field: for forms, which show everything at once. None is no number at all."""
+    """What is wrong with each of these, by field: forms show everything at once. None is no number at all."""
     found = {}
     for field, check in (
         ("name", lambda: _name(name)),

@@ -56,7 +56,10 @@ class Platform:
 
     def call(self, method: str, path: str, json: Any = None, **options: Any) -> Any:
         """The reply's JSON, None for 204. Raises `TiebreakError` with the problem's own words."""
-        reply = self.http.request(method, path, json=json, **options)
+        try:
+            reply = self.http.request(method, path, json=json, **options)
+        except httpx.TransportError as error:
+            raise TiebreakError(f"The platform does not answer any more ({error}).") from error
         if reply.status_code >= 400:
             raise TiebreakError(f"{method} {path}: {reply.status_code} {reply.text[:300]}")
         return reply.json() if reply.status_code != 204 else None
