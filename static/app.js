@@ -37,6 +37,9 @@ if (toggle) {
   });
 }
 
+// ---- tabs: where they do not all fit, the current one is in view ----
+document.querySelector('.tabs [aria-current="page"]')?.scrollIntoView({ inline: "center", block: "nearest" });
+
 // ---- menus: close on Escape and on a click elsewhere ----
 document.addEventListener("click", (event) => {
   for (const menu of document.querySelectorAll("details.menu[open]")) {

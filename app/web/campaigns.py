@@ -10,7 +10,7 @@ from app.accounts import access
 from app.accounts.models import CampaignRole
 from app.annotation.leasing import SKIP_REASONS
 from app.campaigns import lifecycle, members
-from app.campaigns.models import Campaign
+from app.campaigns.models import Campaign, CampaignState
 from app.preferences.models import PreferenceDataset
 from app.quality import agreement, annotators, progress
 from app.rounds import attention, recipes, sampling
@@ -28,7 +28,7 @@ CHART_DAYS = 14
 
 @router.get("")
 def index(request: Request, db: Db, principal: SignedIn) -> Response:
-    campaigns = lifecycle.led_by(db, principal.user)
+    campaigns = sorted(lifecycle.led_by(db, principal.user), key=lambda c: c.state is CampaignState.closed)
     ids = [campaign.id for campaign in campaigns]
     return render(
         request,

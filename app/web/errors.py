@@ -70,7 +70,9 @@ def _on_http(request: Request, error: Exception) -> Response:
         405: Plain(405, "This address exists, but not for this kind of request."),
         413: TooLarge(TOO_LARGE),
     }
-    response = respond(request, known.get(error.status_code) or Plain(error.status_code, str(error.detail)))
+    # A field longer than FORM_LIMITS allows is a 400 to Starlette.
+    status = 413 if str(error.detail).startswith("Part exceeded maximum size") else error.status_code
+    response = respond(request, known.get(status) or Plain(status, str(error.detail)))
     response.headers.update(error.headers or {})
     return response
 

@@ -434,3 +434,9 @@ def test_the_export_links_work_with_the_browsers_cookie(world: World, lead: Brow
 def test_roles_in_the_installation_decide_who_may_create(world: World) -> None:
     assert world.users["lead"].role is Role.lead
     assert world.browser("annotator").submit("/campaigns/new", **FORM).status_code == 403
+
+
+def test_a_paste_of_more_than_a_form_may_carry_is_refused_in_words(world: World, lead: Browser) -> None:
+    path = f"/campaigns/{world.campaign}/prompts"
+    response = lead.client.post(path, data={"csrf": lead.csrf, "prompts": "z" * 3_000_000}, files={"file": ("", b"")})
+    assert response.status_code == 413 and "Send less at once, or split the file." in said(response)
