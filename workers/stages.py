@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from app.core.settings import settings
 from app.rounds import runs
 from app.rounds.models import Round, Run, Stage
 from workers.child import Child
+from workers.training.report import JOURNAL
 
 log = logging.getLogger(__name__)
 
@@ -113,13 +115,24 @@ def command(run: Run, work: Path) -> list[str]:
     return arguments
 
 
+def journal(work: Path) -> list[dict[str, Any]]:
+    """The steps that the training command has logged in this scratch directory; a torn last line is left out."""
+    steps: list[dict[str, Any]] = []
+    path = work / "out" / JOURNAL
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        with suppress(json.JSONDecodeError):
+            steps.append(json.loads(line))
+    return steps
+
+
 def _supervise(run: Run, stopping: threading.Event) -> Outcome:
     """Run the child, passing on what it prints and keeping our claim alive. Raises `Fenced` when we lost it."""
     work = scratch(run.id)
     work.mkdir(parents=True, exist_ok=True)
+    # What an earlier attempt's child logged and its supervisor did not live to write down; known steps are passed over.
+    steps = journal(work)
     child = Child(command(run, work))
     outcome = Outcome(exit_code=0)
-    steps: list[dict[str, Any]] = []
     words: list[str] = []
     beat_at, heard_at = 0.0, time.monotonic()
     try:

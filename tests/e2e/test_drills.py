@@ -73,10 +73,17 @@ class Platform:
     def pid(self, *words: str) -> int:
         """The process of the platform whose command line holds all the words."""
         for process in self.process.children(recursive=True):
-            line = " ".join(process.cmdline())
-            if all(word in line for word in words):
+            if all(word in command_line(process) for word in words):
                 return int(process.pid)
         raise AssertionError(f"no process {words}")
+
+
+def command_line(process: psutil.Process) -> str:
+    """Empty for one that has just ended."""
+    try:
+        return " ".join(process.cmdline())
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return ""
 
 
 def until(condition: Callable[[], Any], seconds: float = 120) -> Any:
@@ -157,7 +164,7 @@ def test_a_run_whose_worker_is_killed_completes_once(platform: Platform) -> None
     steps = f"SELECT step FROM run_metrics WHERE run_id = '{dpo['id']}' ORDER BY step"
     assert platform.query(made_by_it) == [(1,)]
     assert [s for (s,) in platform.query(steps)] == list(range(1, dpo["steps"] + 1))
-    assert all("workers.training" not in " ".join(p.cmdline()) for p in platform.process.children(recursive=True))
+    assert all("workers.training" not in command_line(p) for p in platform.process.children(recursive=True))
 
 
 def test_no_acknowledged_answer_is_lost_or_doubled_when_the_web_process_is_killed(platform: Platform) -> None:

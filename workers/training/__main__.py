@@ -94,6 +94,7 @@ def _run(arguments: argparse.Namespace, report: Reporter) -> dict[str, float]:
     known = inspect.signature(train).parameters
     options = {name: value for name, value in offered.items() if name in known}
     report.peak_memory_mb = _peak_memory(report.peak_memory_mb)
+    report.keep(arguments.out, resume=arguments.resume)
     return dict(train(recipe, arguments.data, arguments.out, report, **options))
 
 

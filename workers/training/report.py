@@ -9,7 +9,10 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TextIO
+
+JOURNAL = "steps.jsonl"
 
 
 class Reporter:
@@ -25,6 +28,12 @@ class Reporter:
         self._started = self._loop_started = time.monotonic()
         self._bar_drawn = False
         self.steps = self.examples = self.tokens = 0
+        self._journal: TextIO | None = None
+
+    def keep(self, out: Path, *, resume: bool) -> None:
+        """Write each step's line to `out` as well: what a reader of stdout had not taken down before it died."""
+        out.mkdir(parents=True, exist_ok=True)
+        self._journal = (out / JOURNAL).open("a" if resume else "w", encoding="utf-8", buffering=1)
 
     def begin(self) -> None:
         """The work proper starts: throughput is measured from here, `seconds` from the start of the process."""
@@ -40,7 +49,10 @@ class Reporter:
         self.steps = step
         if self.as_json:
             values = {name: _rounded(value) for name, value in metrics.items()}
-            self._emit({"step": step, "total_steps": total_steps, "metrics": values})
+            line = {"step": step, "total_steps": total_steps, "metrics": values}
+            if self._journal:
+                self._journal.write(json.dumps(line, allow_nan=False) + "\n")
+            self._emit(line)
         if self.stderr.isatty():
             self._draw(step, total_steps, metrics)
 
