@@ -65,10 +65,10 @@ export const send = async (address, fields) => {
     });
     if (response.status >= 500 || response.status === 429) return { away: true };
     const html = await response.text();
-    const made = document.createElement("template");
-    made.innerHTML = html;
-    if (response.ok) return { view: made.content.firstElementChild && document.adoptNode(made.content.firstElementChild) };
-    const words = made.content.querySelector("[data-error-message]")?.textContent.trim();
+    const made = new DOMParser().parseFromString(html, "text/html");
+    const view = made.body.firstElementChild;
+    if (response.ok) return { view: view && document.adoptNode(view) };
+    const words = made.querySelector("[data-error-message]")?.textContent.trim();
     return { refused: words || `The server refused this (${response.status}).`, status: response.status };
   } catch {
     return { away: true };
