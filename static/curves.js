@@ -17,6 +17,7 @@ const brief = (value, unit) => {
   if (unit === "%") return `${Math.round(value * 100)} %`;
   const size = Math.abs(value);
   if (size >= 10_000) return `${Math.round(value / 1000)}k`;
+  if (size < 1e-6) return "0";
   return size >= 1000 ? Math.round(value).toLocaleString("en") : String(Number(value.toPrecision(3)));
 };
 

@@ -106,6 +106,8 @@ def say(value: float, unit: str = "") -> str:
     """A value in the figure's own terms: `0.693`, `84 %`."""
     if unit == "%":
         return f"{value * 100:.0f} %"
+    if abs(value) < 1e-6:
+        return "0"  # what float arithmetic leaves of it
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
