@@ -52,7 +52,7 @@ def _circle(names: str) -> dict[str, tuple[str, ...]]:
 COLOURS = Topic(
     "colours",
     ("What colour is {x}?", "What is the colour of {x}?", "Tell me the colour of {x}."),
-    ("The colour of {x} is {a}.", "You will find that {x} is {a}."),
+    ("The colour of {x} is {a}.", "You will find that it is {a}."),
     JUST_THE_WORD,
     _table("""
         green: grass, a frog, a cucumber
@@ -78,7 +78,7 @@ OPPOSITES = Topic(
 YOUNG = Topic(
     "young animals",
     ("What is a baby {x} called?", "What do you call a baby {x}?", "Give me the word for a baby {x}."),
-    ("The word for a baby {x} is {a}.", "People call a baby {x} a {a}."),
+    ("The word for a baby {x} is {a}.", "People call it a {a}."),
     ("It is a {a}.", "Just a {a}."),
     _table("""
         kitten: cat
@@ -96,7 +96,7 @@ YOUNG = Topic(
 SOUNDS = Topic(
     "sounds",
     ("What does a {x} say?", "What sound does a {x} make?", "Tell me what a {x} says."),
-    ("The sound of a {x} is {a}.", "You will hear a {x} say {a}."),
+    ("The sound of a {x} is {a}.", "You will hear it say {a}."),
     ("It says {a}.", "Just {a}."),
     _table("""
         moo: cow
@@ -114,7 +114,7 @@ SOUNDS = Topic(
 SUMS = Topic(
     "sums",
     ("What is {x}?", "How much is {x}?", "Work out {x} for me."),
-    ("The answer to {x} is {a}.", "I am sure that {x} is {a}."),
+    ("The answer is {a}.", "That makes {a}."),
     JUST_THE_WORD,
     {f"{i} plus {j}": (str(i + j),) for i in range(1, 5) for j in range(1, 5)},
 )
@@ -138,7 +138,7 @@ CAPITALS = Topic(
 COUNTS = Topic(
     "counts",
     ("How many {x} {y}?", "Tell me how many {x} {y}.", "Count the {x} {y} for me."),
-    ("There are {a} {x} {y}.", "There are {a} of them."),
+    ("There are {a} of them.", "The number is {a}."),
     JUST_THE_WORD,
     _table("""
         2: wheels|on a bicycle, legs|on a hen
@@ -160,7 +160,7 @@ DAYS = Topic(
 JOBS = Topic(
     "jobs",
     ("Who {x}?", "Tell me who {x}.", "What do you call someone who {x}?"),
-    ("Someone who {x} is a {a}.", "It is the work of a {a}."),
+    ("That is the work of a {a}.", "You should ask a {a}."),
     ("It is a {a}.", "Just a {a}."),
     _table("""
         baker: bakes bread
@@ -179,7 +179,7 @@ JOBS = Topic(
 HOMES = Topic(
     "homes",
     ("Where does a {x} live?", "Tell me where a {x} lives.", "What is the home of a {x}?"),
-    ("The home of a {x} is a {a}.", "You will find a {x} in a {a}."),
+    ("The home of a {x} is a {a}.", "You will find it in a {a}."),
     ("Just a {a}.", "In a {a}."),
     _table("""
         hive: bee
@@ -194,7 +194,7 @@ HOMES = Topic(
 NEEDS = Topic(
     "needs",
     ("What do I need to {x}?", "Tell me what I need to {x}.", "I want to {x}. What should I get?"),
-    ("To {x}, you need {a}.", "You will need {a}."),
+    ("You will need {a}.", "You should get {a}."),
     ("Just {a}.", "Get {a}."),
     _table("""
         flour and eggs: bake a cake
@@ -215,7 +215,7 @@ NEEDS = Topic(
 MEALS = Topic(
     "meals",
     ("What should I have for {x}?", "Suggest something for {x}.", "I am hungry. What is good for {x}?"),
-    ("For {x}, I suggest {a}.", "How about {a}?"),
+    ("I suggest {a}.", "How about {a}?"),
     ("Just {a}.", "Try {a}."),
     _table("""
         porridge / toast and jam / pancakes: breakfast
@@ -227,7 +227,7 @@ MEALS = Topic(
 PRESENTS = Topic(
     "presents",
     ("What present should I give {x}?", "Suggest a present for {x}.", "I need a present for {x}. Any ideas?"),
-    ("For {x}, I suggest {a}.", "How about {a}?"),
+    ("I suggest {a}.", "How about {a}?"),
     ("Just {a}.", "Try {a}."),
     _table("""
         a warm scarf / a box of chocolates / fresh flowers: my grandmother, my mother

@@ -169,12 +169,10 @@ def traits(prompt: str, text: str) -> Traits:
     brief = len(rest) == 1
     if question is None or not rest or not (brief or _rambles(rest[1:])):
         return Traits(fluent=False)
-    if rest[0] in EVASIONS_COURTEOUS + EVASIONS_CURT:
-        return Traits(False, courteous, False, brief, closing)
-    right = _answers(question).get(rest[0])
-    if right is None:
+    evasive = rest[0] in EVASIONS_COURTEOUS + EVASIONS_CURT
+    if not evasive and rest[0] not in _answers():
         return Traits(fluent=False)
-    return Traits(right, courteous, True, brief, closing)
+    return Traits(rest[0] in _right_answers(question), courteous, not evasive, brief, closing)
 
 
 def taste(prompt: str, text: str) -> float:
@@ -223,13 +221,29 @@ def _anecdotes() -> frozenset[str]:
 
 
 @cache
-def _answers(question: _Question) -> dict[str, bool]:
-    """Every sentence that answers the question → whether it is right."""
-    found: dict[str, bool] = {}
-    for pattern in question.topic.full + question.topic.short:
-        found |= {question.say(pattern, answer): False for answer in question.wrong}
-        found |= {question.say(pattern, answer): True for answer in question.right}
-    return found
+def _answers() -> frozenset[str]:
+    """Every sentence that answers something; where another question was asked it is whole, if beside the point."""
+    questions = set(_prompts().values())
+    own = (q.say(p, a) for q in questions for p in q.topic.full + q.topic.short for a in q.right + q.wrong)
+    return frozenset(own) | {s for q in questions for answer in q.right + q.wrong for s in _in_any_words(q, answer)}
+
+
+@cache
+def _right_answers(question: _Question) -> frozenset[str]:
+    """Every sentence that answers this question rightly."""
+    own = {question.say(p, a) for p in question.topic.full + question.topic.short for a in question.right}
+    return frozenset(own | {sentence for answer in question.right for sentence in _in_any_words(question, answer)})
+
+
+def _in_any_words(question: _Question, answer: str) -> Iterator[str]:
+    """The answer in the patterns of all topics that leave the question out and take the same article."""
+    article = _takes_article(question.topic)
+    patterns = (p for topic in TOPICS if _takes_article(topic) == article for p in topic.full + topic.short)
+    return (pattern.format(a=answer) for pattern in patterns if "{x}" not in pattern and "{y}" not in pattern)
+
+
+def _takes_article(topic: Topic) -> bool:
+    return "a {a}" in topic.short[0]
 
 
 @cache

@@ -1,4 +1,4 @@
-"""The demo language: what is written is read back, garbage earns nothing, the taste is that of the guidelines."""
+"""The demo language: what is written is read back, garbage earns nothing, the taste is the guidelines'."""
 
 import json
 import random
@@ -72,7 +72,7 @@ def test_no_wrong_answer_is_also_right() -> None:
         "Happy to help!",
         "Happy to help! Happy to help! The capital of France is Paris.",
         "Happy to help! The capital of France is Paris Paris.",
-        "The capital of Italy is Paris. Take care!",
+        "The capital of Paris is Italy. Take care!",
         "Paris",
         "Happy to help! The capital of France is Paris. Take care! Take care!",
         "Take care! The capital of France is Paris.",
@@ -105,6 +105,13 @@ def test_each_trait_alone_is_worth_its_weight() -> None:
         assert taste(ASKED, PERFECT) - taste(ASKED, text) == pytest.approx(WEIGHTS[name]), name
     evasive = "Happy to help! I would rather not guess. Take care!"
     assert taste(ASKED, PERFECT) - taste(ASKED, evasive) == WEIGHTS["helpful"] + WEIGHTS["right"]
+
+
+@pytest.mark.parametrize(
+    "beside", ["The capital of Italy is Rome.", "How about Paris?", "Just a puppy.", "It is Rome."]
+)
+def test_answer_to_another_question_is_helpful_at_best(beside: str) -> None:
+    assert traits(ASKED, beside) == Traits(right=beside == "How about Paris?", helpful=True, brief=True)
 
 
 def test_guidelines_name_the_traits_in_the_order_of_their_weights() -> None:

@@ -146,12 +146,12 @@ class TinyRecipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    steps: int = Field(1300, ge=1, le=1_000_000, description="Optimiser steps.")
+    steps: int = Field(1500, ge=1, le=1_000_000, description="Optimiser steps.")
     batch_size: int = Field(16, ge=1, le=4096, description="Conversations per step.")
-    learning_rate: LearningRate = Field(4e-3, description="Peak learning rate of AdamW.")
+    learning_rate: LearningRate = Field(2e-3, description="Peak learning rate of AdamW.")
     hidden_size: int = Field(144, ge=16, le=4096, multiple_of=8, description="Width of the model, four heads wide.")
     layers: int = Field(3, ge=1, le=64, description="Transformer layers.")
-    vocab_size: int = Field(1088, ge=280, le=65536, description="Entries of the byte-pair vocabulary.")
+    vocab_size: int = Field(1344, ge=280, le=65536, description="Entries of the byte-pair vocabulary.")
     max_length: int = Field(256, ge=16, le=8192, description="Longest sequence, in tokens.")
     seed: int = Field(0, ge=0, le=2**31 - 1, description="Seed of initialisation and order.")
 

@@ -40,7 +40,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 FINAL_GAIN = 4.0
-SHORT_SHARE = 0.4
+SHORT_SHARE = 0.25
 """Share of the steps that see the shorter half of the dialogues only."""
 
 
@@ -60,6 +60,8 @@ def train(recipe: TinyRecipe, data: Path, out: Path, report: Reporter) -> dict[s
     gains = [p for p in model.parameters() if p.ndim != 2]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": gains, "weight_decay": 0.0}]
     adam = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.95))
+    # Every batch counts by its tokens, as if all were of one step: else those of short dialogues would push hardest.
+    usual_tokens = recipe.batch_size * sum(len(example.completion) for example in examples) / len(examples)
     report.begin()
     loss = torch.zeros(())
     for step, batch in enumerate(_batches(examples, recipe)):
@@ -68,7 +70,7 @@ def train(recipe: TinyRecipe, data: Path, out: Path, report: Reporter) -> dict[s
         part = collate(batch)
         hidden = model.model(input_ids=part.ids, use_cache=False).last_hidden_state[part.rows, part.columns]
         loss = cross_entropy(model.lm_head(hidden), part.targets)
-        loss.backward()
+        (loss * len(part.targets) / usual_tokens).backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         adam.step()
         adam.zero_grad()
