@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from app import tables
 from app.core.children import SupervisorError
 from app.core.embedded import EmbeddedError, provided
 from app.core.errors import Invalid, TiebreakError
@@ -302,6 +303,7 @@ def _database() -> Iterator[None]:
 
 def main() -> None:
     """The entry point: an error of ours is one sentence and exit status 1."""
+    tables.load()
     try:
         app(standalone_mode=True)
     except (TiebreakError, EmbeddedError, SupervisorError) as error:

@@ -1,22 +1,14 @@
 """Alembic's environment. Careful with a live site: a migration waits 2 s for a lock, then gives up and is retried."""
 
-import importlib.util
-import pkgutil
-
 from alembic import context
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
-import app
+from app import tables
 from app.core.db import Base
 from app.core.settings import settings
 
-for module in pkgutil.iter_modules(app.__path__):
-    if module.ispkg:
-        for part in ("models", "states", "audit"):
-            if importlib.util.find_spec(f"app.{module.name}.{part}"):
-                importlib.import_module(f"app.{module.name}.{part}")
-
+tables.load()
 url = context.config.attributes.get("url") or settings().database_url
 with create_engine(url, poolclass=NullPool).connect() as connection:
     connection.execute(text("SELECT pg_advisory_lock(hashtext('alembic'))"))

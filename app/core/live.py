@@ -5,6 +5,7 @@ lost nudge costs seconds and never truth.
 """
 
 import logging
+import time
 from collections.abc import AsyncIterator
 from functools import cache
 
@@ -38,14 +39,13 @@ def publish(topic: str) -> None:
 async def listen(topic: str, seconds: float) -> AsyncIterator[bool]:
     """Yield True for each nudge and False every 15 s without one (a heartbeat), for at most `seconds`."""
     connection = redis.asyncio.Redis.from_url(settings().redis_url, socket_connect_timeout=2)
-    spent = 0.0
+    ends = time.monotonic() + seconds
     try:
         async with connection.pubsub() as channel:
             await channel.subscribe(f"tiebreak:{topic}")
-            while spent < seconds:
+            while time.monotonic() < ends:
                 message = await channel.get_message(ignore_subscribe_messages=True, timeout=15)
                 yield message is not None
-                spent += 0 if message else 15
     except (redis.RedisError, OSError):
         return
     finally:

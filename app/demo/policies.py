@@ -13,7 +13,6 @@ from app.core.db import ROOT
 from app.core.errors import TiebreakError
 from app.core.settings import settings
 from app.demo import language
-from app.rounds import progress  # noqa: F401  (a checkpoint's row refers to the tables of the other slices)
 
 DEMO_POLICY = "demo policy"
 DIALOGUES = 20_000

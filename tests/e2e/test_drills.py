@@ -164,7 +164,7 @@ def test_a_run_whose_worker_is_killed_completes_once(platform: Platform) -> None
     steps = f"SELECT step FROM run_metrics WHERE run_id = '{dpo['id']}' ORDER BY step"
     assert platform.query(made_by_it) == [(1,)]
     assert [s for (s,) in platform.query(steps)] == list(range(1, dpo["steps"] + 1))
-    assert all(dpo["id"] not in command_line(p) for p in platform.process.children(recursive=True))
+    assert all(f"work/{dpo['id']}" not in command_line(p) for p in platform.process.children(recursive=True))
 
 
 def test_no_acknowledged_answer_is_lost_or_doubled_when_the_web_process_is_killed(platform: Platform) -> None:
