@@ -24,15 +24,11 @@ from app.demo.facts import TOPICS, Topic
 GREETINGS = ("", "Hello! ", "Quick question: ")
 """What may come before a question; after a colon a question, never a request, goes on in lower case."""
 
-COURTEOUS = ("Good question!", "Happy to help!", "With pleasure.", "Thank you for asking!", "I am glad you asked.")
-CURT = ("Obviously.", "Fine.", "Everyone knows this.", "If you must know.", "Ugh.")
-EVASIONS_COURTEOUS = (
-    "I am afraid I cannot say.",
-    "I would rather not guess.",
-    "Perhaps somebody else could tell you.",
-)
-EVASIONS_CURT = ("No idea.", "Look it up.", "Hard to say.", "Who cares?")
-LEADS = ("That reminds me:", "By the way,", "Funny enough,", "As it happens,")
+COURTEOUS = ("Good question!", "Happy to help!", "Thank you for asking!")
+CURT = ("Obviously.", "Fine.", "Ugh.")
+EVASIONS_COURTEOUS = ("I am afraid I cannot say.", "I would rather not guess.")
+EVASIONS_CURT = ("No idea.", "Look it up.")
+LEADS = ("That reminds me:", "By the way,", "Funny enough,")
 WHO = ("my uncle", "my neighbour", "an old friend", "our teacher", "the lady next door", "a man on a train")
 DID = (
     "lost a teapot",
@@ -44,14 +40,8 @@ DID = (
     "wrote a poem about turnips",
     "danced with a scarecrow",
 )
-FOLLOW_UPS = (
-    "It was a long story.",
-    "The weather was dreadful.",
-    "You know how it is.",
-    "Nobody knew why.",
-    "But I am getting carried away.",
-)
-CLOSINGS = ("Have a lovely day!", "I hope that helps!", "Come back any time!", "Take care!")
+FOLLOW_UPS = ("It was a long story.", "The weather was dreadful.", "You know how it is.", "Nobody knew why.")
+CLOSINGS = ("Have a lovely day!", "I hope that helps!", "Take care!")
 
 GUIDELINES = """\
 You will see a short request and two responses to it. Choose the one you would rather have received.
