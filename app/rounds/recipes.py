@@ -24,7 +24,7 @@ WHY: dict[str, str] = {
 
 
 class Gate(BaseModel):
-    """A threshold that a candidate must keep to be promoted."""
+    """A threshold that a candidate must keep to be promoted; where there is an interval, its better end must."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -41,6 +41,12 @@ def test_what_was_not_measured_does_not_pass() -> None:
     assert failed({k: v for k, v in HEALTHY.items() if k != "kl"}) == ["kl"]
 
 
+def test_a_threshold_is_missed_only_when_the_whole_interval_misses_it() -> None:
+    few = {**HEALTHY, "accuracy": 0.45, "accuracy_low": 0.25, "accuracy_high": 0.66}
+    many = {**HEALTHY, "accuracy": 0.45, "accuracy_low": 0.42, "accuracy_high": 0.48}
+    assert failed(few) == [] and failed(many) == ["accuracy"]
+
+
 def test_a_value_on_the_threshold_passes() -> None:
     assert gates.judge([Gate(metric="kl", at_most=60)], {"kl": 60})[0].passed
 
