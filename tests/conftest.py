@@ -8,6 +8,7 @@ stops them. A test that asks for `engine`, `session`, `committing` or `environme
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 import redis
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from app.core import db
@@ -24,6 +26,11 @@ from app.core.settings import Settings, settings
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "gw0")
 RUN = os.environ.get("PYTEST_XDIST_TESTRUNUID", f"alone-{os.getpid()}")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Chromium last: Playwright's event loop stays in its process, and asyncio allows no second one there."""
+    items.sort(key=lambda item: "browser" in item.path.parts)
 
 
 @pytest.fixture(scope="session")
@@ -119,6 +126,17 @@ def session(connection: Connection) -> Iterator[Session]:
 def committing(engine: Engine) -> Iterator[Engine]:
     """For tests that need several connections to see each other's rows: real commits, all tables emptied after."""
     yield engine
+    for attempt in range(5):
+        try:
+            empty(engine)
+            break
+        except OperationalError:  # a web process of the test is still reading: the two waited in a circle
+            if attempt == 4:
+                raise
+            time.sleep(0.5)
+
+
+def empty(engine: Engine) -> None:
     with engine.begin() as connection:
         names = connection.scalars(
             text("SELECT quote_ident(tablename) FROM pg_tables WHERE schemaname = 'public'")

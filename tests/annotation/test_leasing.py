@@ -215,5 +215,5 @@ def test_two_tabs_of_one_annotator_never_claim_the_same_comparison(committing: E
     with transaction() as session:
         claimed = session.scalars(select(Assignment.comparison_id)).all()
         slots = sum(session.scalars(select(Comparison.open_slots)))
-    assert len(claimed) == len(set(claimed)) == leasing.MAX_LIVE
-    assert slots == 6 - leasing.MAX_LIVE
+    assert 1 <= len(claimed) == len(set(claimed)) <= leasing.MAX_LIVE
+    assert slots == 6 - len(claimed)

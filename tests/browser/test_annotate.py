@@ -302,6 +302,7 @@ def test_two_tabs_answer_each_comparison_once(page: Page, desk: Desk) -> None:
 
 
 def test_a_fresh_batch_appears_by_itself(page: Page, desk: Desk) -> None:
+    page.wait_for_timeout(1_000)  # the comparison behind the first has been leased
     with transaction() as session:
         for row in session.scalars(select(Assignment)):
             row.state = AssignmentState.skipped
