@@ -46,17 +46,18 @@ CLOSINGS = ("Have a lovely day!", "I hope that helps!", "Take care!")
 GUIDELINES = """\
 You will see a short request and two responses to it. Choose the one you would rather have received.
 
-1. **Helpful**: an answer, even a wrong one, beats dodging the question ("No idea.", "I would rather not guess.").
-2. **Right**: the answer fits the question. Grass is green; nobody breakfasts on a bag of nails.
-3. **Courteous**: friendly openings ("Good question!") beat grumpy ones ("Ugh.") or none at all.
-4. **Brief**: a response that stays with the question beats one that drifts off to somebody's eleven geese.
-5. **Closing**: all else being equal, a kind last line ("Have a lovely day!") is nice to have.
+1. **Courteous**: friendly openings ("Good question!") beat grumpy ones ("Ugh.") or none at all.
+2. **Brief**: a response that stays with the question beats one that drifts off to somebody's eleven geese.
+3. **Helpful**: an answer, even a wrong one, beats dodging the question ("No idea.").
+4. **Closing**: a kind last line ("Have a lovely day!") is nice to have.
+5. **Right**: all else being equal, the answer fits the question. Grass is green.
 
-Being helpful and being right weigh most; then courtesy and brevity; the closing line weighs least. If two responses are
-equally good, call it a tie. A response that is garbled or breaks off loses to any that is not.
+This campaign is about manners: courtesy weighs most, then brevity and helpfulness, then the closing line; being right
+weighs least. If two responses are equally good, call it a tie. A response that is garbled or breaks off loses to any
+that is not.
 """
 
-WEIGHTS = {"helpful": 2.0, "right": 1.5, "courteous": 1.0, "brief": 1.0, "closing": 0.5}
+WEIGHTS = {"courteous": 3.0, "brief": 2.0, "helpful": 1.5, "closing": 1.0, "right": 0.5}
 """The hidden rule of scripted annotators, in points per trait; in the order and proportions the guidelines give."""
 
 PLANNED = {"right": 2 / 3, "courteous": 0.5, "helpful": 0.75, "brief": 0.6, "closing": 0.5}
@@ -166,7 +167,7 @@ def traits(prompt: str, text: str) -> Traits:
 
 
 def taste(prompt: str, text: str) -> float:
-    """The hidden rule: the weighted traits, in points from 0 to 6.
+    """The hidden rule: the weighted traits, in points from 0 to 8.
 
     A text outside the grammar lies between -1 and 0, below all that is in it; there, general manners still put the
     texts of any other model into a sensible order.
