@@ -23,7 +23,7 @@ from app.rounds.models import Run
 
 RECIPE: dict[str, Any] = {
     "batch_prompts": 50,
-    "reward": {"epochs": 2, "batch_size": 32, "learning_rate": 3e-4, "max_length": 512},
+    "reward": {"epochs": 1, "batch_size": 32, "learning_rate": 5e-4, "max_length": 512},
     "dpo": {"epochs": 1, "batch_size": 32, "learning_rate": 1e-4, "max_length": 512},
     "ppo": {
         "steps": 20,

@@ -69,6 +69,13 @@ def test_ndjson_is_imported_and_its_bad_lines_are_named(lead: Program) -> None:
     assert (again["created"], again["duplicates"]) == (0, 999)
 
 
+def test_an_import_may_be_larger_than_any_form(lead: Program) -> None:
+    made = lead.post("/campaigns", json={"name": "Large"}).json()["id"]
+    line = json.dumps({"prompt": "Why?" + "x" * 50_000, "completions": ["a", "b"]})
+    reply = lead.post(f"/campaigns/{made}/comparisons", content="\n".join([line] * 60))
+    assert reply.status_code == 200 and reply.json()["created"] == 1
+
+
 def test_an_assignment_says_what_to_judge_and_nothing_of_where_it_came_from(annotator: Program, campaign: str) -> None:
     assignment = leased(annotator, campaign)
     assert set(assignment) == {"id", "comparison_id", "prompt", "completions", "expires_at"}

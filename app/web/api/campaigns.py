@@ -26,6 +26,9 @@ from app.web.deps import CampaignCreator, Db, LedCampaign, MemberCampaign, Signe
 
 router = APIRouter(tags=["campaigns"])
 
+STREAM_LIMIT = 2 << 30
+"""Of an NDJSON import, which is spooled to disk and read line by line: some millions of comparisons."""
+
 MAX_LIST_BYTES = 50 << 20
 """Of a body that is one JSON list; NDJSON is streamed and may be as large as any import."""
 
@@ -154,14 +157,14 @@ def reported(report: Report) -> ImportReport:
 BODY = {"requestBody": {"content": {"application/x-ndjson": {"schema": {"type": "string"}}}, "required": True}}
 
 
-@router.post("/campaigns/{campaign_id}/comparisons", openapi_extra=BODY)
+@router.post("/campaigns/{campaign_id}/comparisons", openapi_extra=BODY, max_body_size=STREAM_LIMIT)
 def import_comparisons(db: Db, campaign: LedCampaign, body: Spooled) -> ImportReport:
     """NDJSON (or a JSON list) of `{prompt, completions: [{text, source?}], gold?, annotations?, meta?}`, or of
     `{prompt, chosen, rejected}`. Good lines are stored, bad ones reported by number; known ones count as duplicates."""
     return reported(importing.import_comparisons(db, campaign, records(body)))
 
 
-@router.post("/campaigns/{campaign_id}/prompts", openapi_extra=BODY)
+@router.post("/campaigns/{campaign_id}/prompts", openapi_extra=BODY, max_body_size=STREAM_LIMIT)
 def import_prompts(db: Db, campaign: LedCampaign, body: Spooled) -> ImportReport:
     """NDJSON (or a JSON list) of prompts: strings, message lists, or `{"prompt": …}`."""
     values = (
