@@ -96,12 +96,13 @@ class Projection:
     """
 
     def __init__(self, head: torch.nn.Module, soft_cap: float | None = None, scale: float = 1.0) -> None:
-        self.head, self.soft_cap, self.scale = head, soft_cap, scale
-        weight: Tensor = head.get_parameter("weight")
-        self.vocabulary = weight.shape[0]
+        self.soft_cap, self.scale = soft_cap, scale
+        self.weight: Tensor = head.get_parameter("weight")  # of a linear layer, or of the embeddings it is tied to
+        self.bias: Tensor | None = getattr(head, "bias", None)
+        self.vocabulary = self.weight.shape[0]
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        logits: Tensor = self.head(hidden)
+        logits = F.linear(hidden, self.weight, self.bias)
         if self.scale != 1.0:
             logits = logits * self.scale
         if self.soft_cap:

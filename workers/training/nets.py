@@ -4,6 +4,7 @@ Every forward for scoring takes explicit position ids and right-padded ids. Weig
 model repository is ever run, and what is saved is an ordinary transformers directory, adapters merged.
 """
 
+import copy
 import inspect
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -97,11 +98,7 @@ class Policy(Net):
         self, model: Any, codec: Codec, precision: str = "fp32", lora: Lora | None = None, seed: int = 0
     ) -> None:
         super().__init__(model, codec, precision, lora, seed)
-        config = self.model.config
-        scale = getattr(config, "logit_scale", None) or 1.0
-        scale /= getattr(config, "logits_scaling", None) or 1.0
-        cap = getattr(config, "final_logit_softcapping", None)
-        self.project = losses.Projection(self.model.get_output_embeddings(), cap, scale)
+        self.project = _projection(self.model.config, self.model.get_output_embeddings())
 
     def log_probs(self, batch: Batch, temperature: float = 1.0) -> Tensor:
         """log π(y_t | x, y_<t) of each completion token at the given temperature: (B, R), 0 off the mask."""
@@ -127,6 +124,7 @@ class Scorer(Net):
     """A transformer with a scalar head: a reward model at the last token, a value model at every token.
 
     `mean` and `std` are the raw score's over the reward model's data; normalised scores are (score - mean) / std.
+    A model made by `probe.py` has `likelihood` (2,) and reads `features` instead of the last token.
     """
 
     def __init__(
@@ -135,11 +133,16 @@ class Scorer(Net):
         super().__init__(model, codec, precision, lora, seed)
         self.mean = float(getattr(model.config, "reward_mean", 0.0))
         self.std = float(getattr(model.config, "reward_std", 1.0))
+        self.likelihood: list[float] | None = getattr(model.config, "reward_likelihood", None)
         if lora is not None:  # the head is new: it must be trained whole, and is saved with the rest
             self.model.score.float().requires_grad_(True)
 
     def scores(self, batch: Batch) -> Tensor:
-        """Raw score at the last real token of each example: (B,) fp32."""
+        """Raw score of each example, read at its last real token (or from `features`): (B,) fp32."""
+        if self.likelihood is not None:
+            features = self.features(batch)
+            weights = torch.tensor(self.likelihood, device=self.device)
+            return self._head(features[:, :-2]) + features[:, -2:] @ weights
         return self._head(self.hidden(batch)[torch.arange(len(batch.last), device=self.device), batch.last])
 
     def completion_scores(self, examples: Sequence[Example]) -> Tensor:
@@ -150,6 +153,38 @@ class Scorer(Net):
         """Normalised prediction *before* each completion token: (B, R), 0 off the mask."""
         raw = self._head(self.hidden(batch)[batch.rows, batch.columns])
         return batch.spread((raw - self.mean) / self.std)
+
+    def features(self, batch: Batch) -> Tensor:
+        """Mean hidden state of the completion's tokens, the sum and the least of their log π: (B, d + 2) fp32.
+
+        π is the language model that the backbone came from; the last two are 0 where its output layer is not tied to
+        its embeddings, because a scorer has no output layer of its own.
+        """
+        hidden = self.hidden(batch)
+        lengths = batch.mask.sum(1, keepdim=True)
+        tokens = hidden[batch.rows, batch.columns + 1].float()
+        mean = tokens.new_zeros(len(lengths), tokens.shape[1]).index_add(0, batch.rows, tokens) / lengths
+        if not self.model.config.tie_word_embeddings:
+            return torch.cat([mean, mean.new_zeros(len(lengths), 2)], dim=1)
+        project = _projection(self.model.config, self.model.get_input_embeddings())
+        with self.arithmetic():
+            values = losses.projected_log_probs(project, hidden[batch.rows, batch.columns], batch.targets)
+        log_probs = batch.spread(values)
+        return torch.cat([mean, log_probs.sum(1, keepdim=True), log_probs.amin(1, keepdim=True)], dim=1)
+
+    def read_features(self, weights: Tensor) -> None:
+        """From here on score by `weights` (d + 2,) on `features`; saved with the model."""
+        with torch.no_grad():
+            self.model.score.weight.copy_(weights[:-2])
+        self.likelihood = self.model.config.reward_likelihood = weights[-2:].tolist()
+
+    def as_critic(self, precision: str, lora: Lora | None, seed: int) -> "Scorer":
+        """A trainable copy as value model: it starts from the reward model, or from 0 if that reads `features`."""
+        critic = Scorer(copy.deepcopy(self.model).requires_grad_(True), self.codec, precision, lora, seed)
+        if critic.likelihood is not None:
+            critic.likelihood, critic.mean, critic.std = None, 0.0, 1.0
+            nn.init.zeros_(critic.model.score.weight)
+        return critic
 
     @torch.no_grad()
     def rate(self, examples: Sequence[Example], tokens: int) -> list[float]:
@@ -211,6 +246,13 @@ def same_tokens(one: Net, other: Net) -> None:
     """Policy and reward model must read the same ids, because completions are never decoded and encoded again."""
     if one.codec.tokenizer.get_vocab() != other.codec.tokenizer.get_vocab():
         raise ModelError("Policy and reward model have different tokenizers: train the reward model on this policy.")
+
+
+def _projection(config: Any, head: nn.Module) -> losses.Projection:
+    """The language-model head with what the model's family does to its logits."""
+    scale = getattr(config, "logit_scale", None) or 1.0
+    scale /= getattr(config, "logits_scaling", None) or 1.0
+    return losses.Projection(head, getattr(config, "final_logit_softcapping", None), scale)
 
 
 def _load(auto: Any, source: str, dtype: torch.dtype, **options: Any) -> Any:

@@ -67,9 +67,7 @@ def train(
     nets.same_tokens(policy, scorer)
     scorer.freeze()
     reference = policy if recipe.lora else _frozen_copy(policy)
-    critic = Scorer(
-        copy.deepcopy(scorer.model).requires_grad_(True), policy.codec, recipe.precision, recipe.lora, recipe.seed
-    )
+    critic = scorer.as_critic(recipe.precision, recipe.lora, recipe.seed)
     room = min(recipe.max_length, policy.context_length) - recipe.max_new_tokens
     if room < 1:
         raise DataError("max_new_tokens leaves no room for a prompt: lower it, or raise max_length.")

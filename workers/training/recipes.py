@@ -66,6 +66,14 @@ class RewardRecipe(Recipe):
     centering: float = Field(
         0.01, ge=0, le=10, description="Weight of (r_chosen + r_rejected)², which keeps rewards around 0."
     )
+    head_only: bool = Field(
+        False,
+        description="Freeze the backbone and fit a linear head on the completion's mean hidden state and likelihood: "
+        "better below about a thousand pairs, and many times faster.",
+    )
+    ridge: float = Field(
+        30.0, gt=0, le=1e6, description="With head_only: L2 penalty on the head, beside the sum of the pairs' losses."
+    )
     min_pairs: int = Field(10, ge=1, le=1_000_000, description="Fewer training pairs than this are refused.")
 
 

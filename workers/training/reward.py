@@ -9,6 +9,8 @@ weighted by `weight`; y = `confidence` moved by the label smoothing ε to y(1-2�
 so the small centring term λ keeps the rewards around 0. After training, mean and deviation of the reward over the
 training completions go into the model's config (`reward_mean`, `reward_std`), so that PPO sees centred, scaled scores.
 
+With few pairs (`head_only`) the backbone stays frozen and only a linear head is fitted: see `probe.py`.
+
 Deliberately left out: rankings of more than two as one element, ensembles, learnt annotator reliability.
 
     python -m workers.training reward --data pairs.jsonl --eval held_out.jsonl --model POLICY --out OUT
@@ -16,11 +18,12 @@ Deliberately left out: rankings of more than two as one element, ensembles, lear
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from workers.training import losses, nets, optimisation
+from workers.training import losses, nets, optimisation, probe
 from workers.training.checkpoints import States, digest, fingerprint, finished, publish
 from workers.training.errors import Interrupted
 from workers.training.evaluation import wilson, wins
@@ -60,6 +63,10 @@ def train(
     held_out = _encode(scorer.codec, held_out_rows, max_length, report)
     check_enough(len(pairs), recipe.min_pairs)
 
+    if recipe.head_only:
+        total = probe.fit(recipe, scorer, pairs, report)
+        return _finish(recipe, scorer, pairs, held_out, out, {"stage": "reward", "step": total, "run": run})
+
     optimiser = Optimiser([(scorer.trainable(), recipe.learning_rate)], recipe)
     total, first = optimisation.total_steps(len(pairs), recipe), 0
     if resume and (saved := states.latest(report.log)):
@@ -91,6 +98,21 @@ def train(
         if report.stopping:
             raise Interrupted(f"Stopped after step {step + 1} of {total}; --resume goes on from there.")
 
+    report.steps = total
+    summary = _finish(recipe, scorer, pairs, held_out, out, {"stage": "reward", "step": total, "run": run})
+    states.clear()
+    return summary
+
+
+def _finish(
+    recipe: RewardRecipe,
+    scorer: Scorer,
+    pairs: Sequence[TokenPair],
+    held_out: Sequence[TokenPair],
+    out: Path,
+    facts: dict[str, Any],
+) -> dict[str, float]:
+    """Measure, normalise, publish; returns the summary metrics."""
     train_loss, better, worse = _measure(scorer, recipe, pairs)
     summary = {"loss": train_loss, "train_accuracy": wins(better, worse) / len(pairs)}
     rewards = torch.tensor(better + worse)
@@ -98,9 +120,7 @@ def train(
     summary |= {"reward_mean": scorer.mean, "reward_std": scorer.std}
     if held_out:
         summary |= _held_out(scorer, recipe, held_out)
-    publish(out / "checkpoint", scorer.save, {"stage": "reward", "step": total, "run": run, "metrics": summary})
-    states.clear()
-    report.steps = total
+    publish(out / "checkpoint", scorer.save, {**facts, "metrics": summary})
     return summary
 
 

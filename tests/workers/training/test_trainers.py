@@ -9,11 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.workers.training.nets_in_memory import Recorder, toy_pairs, toy_prompts, write_jsonl
+from tests.workers.training.nets_in_memory import Recorder, example, save_model, toy_pairs, toy_prompts, write_jsonl
 from workers.training import dpo, nets, optimisation, ppo, reward, sft
 from workers.training.checkpoints import verify
 from workers.training.errors import Interrupted, TooFewError
 from workers.training.recipes import DPORecipe, Lora, PPORecipe, RewardRecipe, SFTRecipe
+from workers.training.records import read_pairs
+from workers.training.tokens import TokenPair, collate, encode_pairs
 
 Train = Callable[[Path, Recorder, bool], dict[str, float]]
 SMALL = {"batch_size": 8, "learning_rate": 1e-3, "micro_batch_tokens": 300, "max_length": 100}
@@ -236,3 +238,65 @@ def test_the_learning_rate_warms_up_and_falls_to_nothing() -> None:
         optimisation.learning_rate_factor(s, 10, SFTRecipe(warmup_ratio=0, schedule="cosine")) for s in (0, 5, 10)
     ]
     assert cosine == pytest.approx([1.0, 0.5, 0.0])
+
+
+def test_a_head_on_a_frozen_backbone_finds_the_optimum_of_its_convex_loss(tmp_path: Path, gpt2_dir: Path) -> None:
+    """At the optimum the gradient of the penalised loss by the weights, worked out here again, is nothing."""
+    rows = toy_pairs(30)
+    rows[3] |= {"confidence": 0.2, "weight": 2.0, "margin": 0.5}
+    pairs = write_jsonl(tmp_path / "pairs.jsonl", rows)
+    recipe = RewardRecipe(head_only=True, ridge=2.0, label_smoothing=0.1)
+    metrics = reward.train(recipe, pairs, tmp_path / "o", Recorder(), model=str(gpt2_dir), eval=pairs)
+    assert metrics["accuracy"] > 0.9
+
+    scorer = nets.load_reward_model(str(tmp_path / "o" / "checkpoint"))
+    assert scorer.likelihood is not None
+    encoded, _ = encode_pairs(scorer.codec, read_pairs(pairs), 160)
+    with torch.no_grad():
+        gaps = torch.stack(
+            [(scorer.features(collate([p.chosen])) - scorer.features(collate([p.rejected])))[0] for p in encoded]
+        ).double()
+    scale = gaps.square().mean(0).sqrt()
+    scale[-2:] /= 3.0
+    raw = torch.cat([scorer.model.score.weight[0].detach(), torch.tensor(scorer.likelihood)]).double()
+    weights = (raw * scale).requires_grad_(True)
+    loss = 0.5 * 2.0 * weights @ weights
+    for pair, gap in zip(encoded, gaps / scale, strict=True):
+        y = 0.9 * pair.confidence + 0.1 * (1 - pair.confidence)
+        p = torch.sigmoid(gap @ weights - pair.margin)
+        loss = loss - pair.weight * (y * p.log() + (1 - y) * (1 - p).log())
+    (gradient,) = torch.autograd.grad(loss, weights)
+    assert float(gradient.abs().max()) < 1e-2
+    assert torch.allclose(gaps.float() @ raw.float(), torch.tensor(_gaps(scorer, encoded)), atol=1e-3)
+
+
+def test_features_are_the_mean_hidden_state_and_the_likelihood_of_the_completion(tmp_path: Path) -> None:
+    ours = nets.load_policy(str(save_model(tmp_path / "gpt2", "gpt2")))  # its output layer is tied
+    scorer = nets.new_reward_model(str(tmp_path / "gpt2"), 0)
+    items = [example("what is it", "a cat"), example("x", "nothing at all")]
+    features = scorer.features(collate(items))
+    for row, item in zip(features.detach(), items, strict=True):
+        states = ours.model.transformer(input_ids=torch.tensor([item.prompt + item.completion]))[0][0]
+        log_probs = ours.log_probs(collate([item]))[0]
+        assert torch.allclose(row[:-2], states[len(item.prompt) :].mean(0), atol=1e-5)
+        assert row[-2:].tolist() == pytest.approx([float(log_probs.sum()), float(log_probs.min())], abs=1e-4)
+
+
+def test_ppo_runs_on_a_head_only_reward_model_with_a_value_model_that_starts_at_zero(
+    tmp_path: Path, llama_dir: Path
+) -> None:
+    pairs = write_jsonl(tmp_path / "pairs.jsonl", toy_pairs(12))
+    reward.train(RewardRecipe(head_only=True), pairs, tmp_path / "rm", Recorder(), model=str(llama_dir))
+    prompts = write_jsonl(tmp_path / "prompts.jsonl", toy_prompts(6))
+    where = str(tmp_path / "rm" / "checkpoint")
+    critic = nets.load_reward_model(where).as_critic("fp32", None, 0)
+    assert not critic.values(collate([example("x", "abc")])).any()
+    report = Recorder()
+    recipe = PPORecipe(batch_size=6, steps=2, max_new_tokens=6)
+    ppo.train(recipe, prompts, tmp_path / "ppo", report, model=str(llama_dir), reward_model=where)
+    assert len(report.steps_seen) == 2
+
+
+def _gaps(scorer: nets.Scorer, pairs: list[TokenPair]) -> list[float]:
+    chosen, rejected = (scorer.rate([getattr(p, side) for p in pairs], 1000) for side in ("chosen", "rejected"))
+    return [(c - r) * scorer.std for c, r in zip(chosen, rejected, strict=True)]
