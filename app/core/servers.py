@@ -151,7 +151,11 @@ class Postgres:
 
     def prepare(self) -> None:
         for leftover in self.home.parent.glob("postgres.new-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+            for _ in range(50):  # a child of the killed initdb may still be writing
+                shutil.rmtree(leftover, ignore_errors=True)
+                if not leftover.exists():
+                    break
+                time.sleep(0.1)
         private(self.sockets, self.owner)
         if self.home.exists() and not (self.home / "global" / "pg_control").exists():
             set_aside(self.home)
