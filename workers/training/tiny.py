@@ -3,8 +3,8 @@
     python -m workers.training tiny --data dialogues.jsonl --out OUT
 
 A byte-level BPE and a Llama of about a million parameters are trained on completions (nothing is learned from prompts
-but how to read them), in one process, in about a minute on two cores. What is saved in `OUT/checkpoint` is an ordinary
-transformers directory; every other stage treats it as it treats any other language model.
+but how to read them), in one process, in about a minute on two cores (85 CPU-seconds measured). What is saved in
+`OUT/checkpoint` is an ordinary transformers directory; every other stage treats it as any other language model.
 
 Two things make a minute enough. The first part of the steps sees only the shorter half of the dialogues: in a short
 text the answer stands near its question, and attention finds it sooner. And the gain of the last normalisation starts
@@ -51,19 +51,33 @@ def train(recipe: TinyRecipe, data: Path, out: Path, report: Reporter) -> dict[s
         raise TooFewError("There is next to nothing to learn from: give at least a few dialogues.")
     tokenizer = build_tokenizer([text for row in rows for text in _contents(row)], recipe.vocab_size)
     examples = _encode(tokenizer, rows, recipe.max_length)
+    if not examples:
+        raise TooFewError("No prompt is short enough to leave room for its completion: raise max_length.")
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
         model = build_model(recipe, tokenizer)
     report.log(f"{len(examples)} dialogues, {sum(p.numel() for p in model.parameters()):,} parameters")
+    metrics = _learn(model, examples, recipe, report)
 
+    def fill(directory: Path) -> None:
+        model.eval().save_pretrained(directory)
+        tokenizer.save_pretrained(directory)
+
+    run = digest(["tiny", recipe.model_dump(), fingerprint(data)])
+    publish(out / "checkpoint", fill, {"stage": "tiny", "step": recipe.steps, "run": run, "metrics": metrics})
+    return metrics
+
+
+def _learn(model: Any, examples: Sequence[Example], recipe: TinyRecipe, report: Reporter) -> dict[str, float]:
+    """The training loop; returns the last step's metrics."""
     matrices = [p for p in model.parameters() if p.ndim == 2]
     gains = [p for p in model.parameters() if p.ndim != 2]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": gains, "weight_decay": 0.0}]
     adam = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.95))
     # Every batch counts by its tokens, as if all were of one step: else those of short dialogues would push hardest.
     usual_tokens = recipe.batch_size * sum(len(example.completion) for example in examples) / len(examples)
+    metrics: dict[str, float] = {}
     report.begin()
-    loss = torch.zeros(())
     for step, batch in enumerate(_batches(examples, recipe)):
         for group in adam.param_groups:
             group["lr"] = recipe.learning_rate * _schedule(step, recipe.steps)
@@ -76,20 +90,10 @@ def train(recipe: TinyRecipe, data: Path, out: Path, report: Reporter) -> dict[s
         adam.zero_grad()
         report.count(len(batch), sum(len(example) for example in batch))
         if (step + 1) % 10 == 0 or step + 1 == recipe.steps:
-            report.step(step + 1, recipe.steps, to_floats({"loss": loss, "grad_norm": norm}))
+            metrics = to_floats({"loss": loss, "grad_norm": norm})
+            report.step(step + 1, recipe.steps, metrics)
         if report.stopping:
             raise Interrupted(f"Stopped after step {step + 1} of {recipe.steps}; run it again from the start.")
-
-    metrics = to_floats({"loss": loss})
-    run = digest(["tiny", recipe.model_dump(), fingerprint(data)])
-    facts = {"stage": "tiny", "step": recipe.steps, "run": run, "metrics": metrics}
-
-    def fill(directory: Path) -> None:
-        model.eval().save_pretrained(directory)
-        tokenizer.save_pretrained(directory)
-
-    publish(out / "checkpoint", fill, facts)
-    report.steps = recipe.steps
     return metrics
 
 
