@@ -3,12 +3,13 @@
 from typing import Any
 
 # The defaults are for real language models; a million fresh parameters want learning rates a thousand times theirs.
-# DPO goes through adapters: full fine-tuning on a hundred noisy labels learns the taste as fast and forgets to
-# spell. The reward model is a linear head on what the policy knows, which so few labels can teach.
-LORA = {"r": 8, "alpha": 16}
+# DPO: small steps on all weights, few epochs, a firm beta, smoothed labels. Every round trains on the old labels again
+# from a moved reference, so anything stronger has the taste after two rounds and forgets to spell in the third (whole
+# sentences after three rounds: 0.90 to 0.97 with this, 0.5 to 0.9 with twice the epochs or five times the step).
+# The reward model is a linear head on what the policy knows, which so few labels can teach.
 DEMO_OVERRIDES: dict[str, dict[str, Any]] = {
     "reward": {"head_only": True},
-    "dpo": {"epochs": 7, "batch_size": 16, "learning_rate": 1e-3, "beta": 0.15, "lora": LORA},
+    "dpo": {"epochs": 5, "batch_size": 16, "learning_rate": 2e-4, "beta": 0.3, "label_smoothing": 0.1},
     "ppo": {
         "steps": 30,
         "batch_size": 64,
