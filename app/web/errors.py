@@ -78,9 +78,11 @@ def _on_http(request: Request, error: Exception) -> Response:
 
 
 def wants_json(request: Request) -> bool:
-    """True for the JSON API and for whoever asks for JSON and not for HTML."""
+    """True for the JSON API, and for whoever asks for JSON or a stream and not for HTML."""
     accept = request.headers.get("accept", "")
-    return request.url.path.startswith("/api/") or ("json" in accept and "text/html" not in accept)
+    return request.url.path.startswith("/api/") or (
+        ("json" in accept or "event-stream" in accept) and "text/html" not in accept
+    )
 
 
 def respond(request: Request, error: TiebreakError) -> Response:

@@ -1,3 +1,5 @@
+import csv
+
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -38,6 +40,11 @@ def test_a_csv_field_may_hold_a_line_break(session: Session) -> None:
     campaign = make_campaign(session)
     prompts.add(session, campaign, prompts.read('prompt\n"Why?\nReally?"\n', "csv"))
     assert session.scalars(select(Prompt.messages)).one() == [{"role": "user", "content": "Why?\nReally?"}]
+
+
+def test_a_short_csv_leaves_long_fields_readable_for_the_rest_of_the_process(session: Session) -> None:
+    prompts.add(session, make_campaign(session), prompts.read("prompt\nWhy?\n", "csv"))
+    assert next(csv.reader(["x" * 200_000])) == ["x" * 200_000]
 
 
 def test_about_a_fifth_of_the_prompts_is_held_out_and_always_the_same_ones(session: Session) -> None:

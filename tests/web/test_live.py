@@ -126,3 +126,11 @@ def test_streams_open_for_those_alone_who_may_see_the_page(world: World) -> None
     for thing in ("rounds", "runs"):
         assert status("lead", f"/{thing}/{uuid.uuid4()}/live") == 404
         assert status("lead", f"/{thing}/nonsense/live") == 404
+
+
+def test_a_stream_of_somebody_signed_out_gets_a_plain_refusal_and_no_page(world: World) -> None:
+    answer = world.browser("anonymous").get(
+        f"/campaigns/{world.campaign}/live", headers={"Accept": "text/event-stream"}
+    )
+    assert answer.status_code == 401
+    assert answer.headers["content-type"] == "application/problem+json"

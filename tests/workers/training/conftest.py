@@ -9,7 +9,7 @@ import torch
 from tests.workers.training.nets_in_memory import save_model, save_reward_model
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)  # before the modules' own fixtures, some of which train
 def _one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
