@@ -170,23 +170,35 @@ class Annotator:
         self.platform, self.lead, self.campaign, self.rng = platform, lead, campaign, random.Random(seed)
 
     def answer_until(self, enough: Callable[[], bool]) -> None:
-        """Lease and answer until `enough()` says so; wait while there is nothing to answer."""
+        """Lease and answer until `enough()` says so or the batch is used up; wait while it is being sampled."""
         assignment = None
         while not enough():
-            assignment = self.answer(assignment or self.wait())["next"]
+            assignment = assignment or self.wait()
+            if assignment is None:
+                return
+            assignment = self.answer(assignment)["next"]
 
     def wait(self) -> Any:
-        """The next assignment, however long the next batch takes."""
+        """The next assignment, however long the next batch takes; None when it is there and has nothing more."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while time.monotonic() < deadline:
+            sampled = self._sampled()
             if assignment := self.platform.call("POST", f"/campaigns/{self.campaign}/assignments"):
                 return assignment
-            current = self.lead.call("GET", f"/campaigns/{self.campaign}/rounds")[-1:]
-            for run in current[0]["runs"] if current else []:
-                if run["status"] == "failed":
-                    raise TiebreakError(f"Sampling the batch failed: {run['error']}")
+            if sampled:
+                return None
             time.sleep(POLL_SECONDS)
         raise TiebreakError("No new batch came; is a GPU worker running?")
+
+    def _sampled(self) -> bool:
+        """Whether the latest round's batch has come: a policy that says little new fills it only in part."""
+        current = self.lead.call("GET", f"/campaigns/{self.campaign}/rounds")[-1:]
+        if not current or current[0]["status"] != "collecting":
+            return False
+        for run in current[0]["runs"]:
+            if run["status"] == "failed":
+                raise TiebreakError(f"Sampling the batch failed: {run['error']}")
+        return bool(current[0]["runs"]) and all(run["status"] == "succeeded" for run in current[0]["runs"])
 
     def answer(self, assignment: dict[str, Any]) -> Any:
         left, right = assignment["completions"]

@@ -24,14 +24,15 @@ from torch import Tensor
 
 from workers.training import losses, nets, optimisation
 from workers.training.checkpoints import States, digest, fingerprint, finished, publish
+from workers.training.comparisons import PairLabels, TokenComparison, encode, examples_of, pair_labels
 from workers.training.errors import Interrupted
-from workers.training.evaluation import wilson, wins
+from workers.training.evaluation import log_prob_sums, wilson
+from workers.training.layout import micro_batches
 from workers.training.nets import Policy
 from workers.training.optimisation import Optimiser
 from workers.training.recipes import DPORecipe
-from workers.training.records import Pair, check_enough, read_pairs
+from workers.training.records import check_enough, read_comparisons
 from workers.training.report import Reporter
-from workers.training.tokens import Codec, TokenPair, encode_pairs, micro_batches
 
 
 def train(
@@ -53,19 +54,19 @@ def train(
     if not resume:
         states.clear()
 
-    rows = list(read_pairs(data))  # before the model is loaded, so that bad data fails at once
-    held_out_rows = list(read_pairs(eval)) if eval else []
+    rows = list(read_comparisons(data))  # before the model is loaded, so that bad data fails at once
+    held_out_rows = list(read_comparisons(eval)) if eval else []
     check_enough(len(rows), recipe.min_pairs)
     policy = nets.load_policy(model, recipe.precision, recipe.lora, recipe.seed)
     max_length = min(recipe.max_length, policy.context_length)
-    pairs = _encode(policy.codec, rows, max_length, report)
-    held_out = _encode(policy.codec, held_out_rows, max_length, report)
-    check_enough(len(pairs), recipe.min_pairs)
-    reference = _all_log_probs(policy, recipe, pairs)
-    held_out_reference = _all_log_probs(policy, recipe, held_out)
+    data_set = encode(policy.codec, rows, max_length, report)
+    held_out = encode(policy.codec, held_out_rows, max_length, report)
+    check_enough(len(data_set), recipe.min_pairs)
+    reference = _log_probs(policy, recipe, data_set)
+    held_out_reference = _log_probs(policy, recipe, held_out)
 
     optimiser = Optimiser([(policy.trainable(), recipe.learning_rate)], recipe)
-    total, first = optimisation.total_steps(len(pairs), recipe), 0
+    total, first = optimisation.total_steps(len(data_set), recipe), 0
     metrics: dict[str, float] = {}
     if resume and (saved := states.latest(report.log)):
         first, tensors, metrics = saved
@@ -73,22 +74,25 @@ def train(
 
     report.begin()
     for step in range(first, total):
-        items = optimisation.step_items(len(pairs), recipe.batch_size, recipe.seed, step)
-        weight = max(sum(pairs[i].weight for i in items), 1e-9)
+        items = optimisation.step_items(len(data_set), recipe.batch_size, recipe.seed, step)
+        weight = max(sum(data_set[i].judged.weight for i in items), 1e-9)
         loss = torch.zeros((), device=policy.device)
         seen: list[Tensor] = []
-        for group in micro_batches([2 * len(pairs[i]) for i in items], recipe.micro_batch_tokens):
+        for group in micro_batches([data_set[i].tokens for i in items], recipe.micro_batch_tokens):
             part = [items[g] for g in group]
-            batch = [pairs[i] for i in part]
-            chosen, rejected = _log_probs(policy, batch)
-            each, up, down = _losses(recipe, batch, chosen, rejected, reference[part].to(policy.device))
+            batch = [data_set[i] for i in part]
+            labels = pair_labels(batch, policy.device)
+            log_probs = policy.completion_log_probs(examples_of(batch))
+            referred = torch.cat([reference[i] for i in part]).to(policy.device)
+            each, up, down = _losses(recipe, labels, log_probs, referred)
             share = each.sum() / weight
             share.backward()
             loss += share.detach()
-            seen.append(torch.stack([up, down, chosen.detach(), rejected.detach()]))
+            pairs = log_probs.detach()
+            seen.append(torch.stack([up, down, pairs[labels.better], pairs[labels.worse]]))
         norm = optimiser.step(step, total)
 
-        report.count(len(items), sum(pairs[i].tokens for i in items))
+        report.count(len(items), sum(data_set[i].tokens for i in items))
         metrics = optimisation.to_floats({"loss": loss, **_statistics(torch.cat(seen, dim=1)), "grad_norm": norm})
         report.step(step + 1, total, metrics)
         if report.stopping or (recipe.save_every and (step + 1) % recipe.save_every == 0):
@@ -105,38 +109,24 @@ def train(
     return summary
 
 
-def _encode(codec: Codec, rows: Sequence[Pair], max_length: int, report: Reporter) -> list[TokenPair]:
-    pairs, dropped = encode_pairs(codec, rows, max_length)
-    if dropped:
-        report.log(f"{dropped} of {len(rows)} pairs left out: their prompt alone fills {max_length} tokens.")
-    return pairs
-
-
-def _log_probs(policy: Policy, pairs: Sequence[TokenPair]) -> tuple[Tensor, Tensor]:
-    """Summed log π of chosen and rejected completions, each (B,), with gradients."""
-    examples = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
-    chosen, rejected = policy.completion_log_probs(examples).chunk(2)
-    return chosen, rejected
-
-
 @torch.no_grad()
-def _all_log_probs(policy: Policy, recipe: DPORecipe, pairs: Sequence[TokenPair]) -> Tensor:
-    """(N, 2) log-probabilities of chosen and rejected under the policy as it is now, on the host."""
-    result = torch.zeros(len(pairs), 2)
-    for group in micro_batches([2 * len(pair) for pair in pairs], recipe.micro_batch_tokens):
-        result[group] = torch.stack(_log_probs(policy, [pairs[i] for i in group]), dim=1).cpu()
-    return result
+def _log_probs(policy: Policy, recipe: DPORecipe, data_set: Sequence[TokenComparison]) -> list[Tensor]:
+    """log π of the completions of each comparison, (K,) each, under the policy as it is now, on the host."""
+    sums = torch.tensor(log_prob_sums(policy, examples_of(data_set), recipe.micro_batch_tokens))
+    return list(sums.split([len(comparison.examples) for comparison in data_set]))
 
 
 def _losses(
-    recipe: DPORecipe, pairs: Sequence[TokenPair], chosen: Tensor, rejected: Tensor, reference: Tensor
+    recipe: DPORecipe, labels: PairLabels, log_probs: Tensor, reference: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Weighted loss and implied rewards of each pair, all (B,); `reference` is (B, 2)."""
-    columns = torch.tensor([(pair.confidence, pair.weight) for pair in pairs], device=chosen.device)
-    each, up, down = losses.dpo(
-        chosen, rejected, reference[:, 0], reference[:, 1], recipe.beta, columns[:, 0], recipe.label_smoothing
+    """Weighted loss and implied rewards of each pair, all (P,), from log π of all completions (C,)."""
+    (chosen, rejected), (old_chosen, old_rejected) = (
+        (values[labels.better], values[labels.worse]) for values in (log_probs, reference)
     )
-    return columns[:, 1] * each, up, down
+    each, up, down = losses.dpo(
+        chosen, rejected, old_chosen, old_rejected, recipe.beta, labels.confidence, recipe.label_smoothing
+    )
+    return labels.weight * each, up, down
 
 
 def _statistics(seen: Tensor) -> dict[str, Tensor]:
@@ -152,17 +142,24 @@ def _statistics(seen: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _held_out(policy: Policy, recipe: DPORecipe, pairs: Sequence[TokenPair], reference: Tensor) -> dict[str, float]:
-    """Loss and implied-reward accuracy, with its 95 % interval, on pairs that were not trained on."""
-    chosen, rejected = _all_log_probs(policy, recipe, pairs).unbind(1)
-    each, up, down = _losses(recipe, pairs, chosen, rejected, reference)
-    won = wins(up.tolist(), down.tolist())
-    low, high = wilson(won, len(pairs))
+@torch.no_grad()
+def _held_out(
+    policy: Policy, recipe: DPORecipe, data_set: Sequence[TokenComparison], reference: Sequence[Tensor]
+) -> dict[str, float]:
+    """Loss and implied-reward accuracy, with its 95 % interval, on comparisons that were not trained on."""
+    labels = pair_labels(data_set)
+    each, up, down = _losses(
+        recipe, labels, torch.cat(_log_probs(policy, recipe, data_set)), torch.cat(list(reference))
+    )
+    sure = labels.confidence != 0.5
+    gap = torch.where(labels.confidence > 0.5, up - down, down - up)[sure]
+    won = float((gap > 0).sum() + 0.5 * (gap == 0).sum())
+    low, high = wilson(won, len(gap))
     return {
-        "eval_loss": float(each.sum()) / max(sum(pair.weight for pair in pairs), 1e-9),
-        "eval_accuracy": won / len(pairs),
+        "eval_loss": float(each.sum()) / max(sum(comparison.judged.weight for comparison in data_set), 1e-9),
+        "eval_accuracy": won / len(gap) if len(gap) else 0.5,
         "eval_accuracy_low": low,
         "eval_accuracy_high": high,
         "eval_margin": float((up - down).mean()),
-        "eval_pairs": len(pairs),
+        "eval_pairs": len(gap),
     }

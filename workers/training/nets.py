@@ -9,17 +9,19 @@ import inspect
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from workers.training import losses
+from workers.training import layout, losses
 from workers.training.checkpoints import check_model_directory
 from workers.training.errors import ModelError
+from workers.training.layout import Batch, collate, grouped, lay_out
 from workers.training.recipes import Lora
-from workers.training.tokens import Batch, Codec, Example, collate, micro_batches
+from workers.training.tokens import Codec, Example
 
 
 def device() -> torch.device:
@@ -51,13 +53,22 @@ class Net:
         """Name and parameter of all that is trained, in a fixed order."""
         return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
 
-    def passes(self, examples: Sequence[Example], tokens: int) -> Iterator[tuple[list[int], Batch]]:
-        """Examples in batches of similar length and at most `tokens` padded tokens, with their places in `examples`."""
-        for group in micro_batches([len(example) for example in examples], tokens, self.enough):
-            yield group, collate([examples[i] for i in group], self.device)
+    def passes(
+        self, examples: Sequence[Example], tokens: int, *, pack: bool = False
+    ) -> Iterator[tuple[list[int], Batch]]:
+        """Examples in batches of similar length and at most `tokens` padded tokens, with their places in `examples`.
+
+        Neighbours with the same prompt share it where that is cheaper; `pack` puts short examples into one row.
+        """
+        if not self.reads_shared_rows:
+            groups, pack = [[index] for index in range(len(examples))], False
+        else:
+            groups = grouped(examples, self.model.config.get_text_config().hidden_size, self.window)
+        for places, rows in layout.passes(groups, examples, tokens, self.enough, pack=pack):
+            yield places, lay_out(rows, self.device)
 
     def _per_example(self, examples: Sequence[Example], value: Callable[[Batch], Tensor]) -> Tensor:
-        """`value` (B,) of all examples in their order, with gradients, computed in passes that waste little padding."""
+        """`value` (C,) of all examples in their order, with gradients, computed in passes that waste little padding."""
         places: list[int] = []
         parts: list[Tensor] = []
         for group, batch in self.passes(examples, sum(len(example) for example in examples)):
@@ -66,18 +77,46 @@ class Net:
         order = sorted(range(len(places)), key=places.__getitem__)
         return torch.cat(parts)[order]
 
+    @property
+    def window(self) -> int | None:
+        """How far attention looks back, in tokens, where that is limited."""
+        config = self.model.config.get_text_config()
+        limited = getattr(config, "use_sliding_window", True)
+        return getattr(config, "sliding_window", None) if limited else None
+
+    @cached_property
+    def reads_shared_rows(self) -> bool:
+        """Whether this model reads completions that share a row exactly as it reads each alone; tried, not guessed.
+
+        It cannot where it takes no positions or no mask of ours: state-space models, linear attention.
+        """
+        if not self.takes_positions:
+            return False
+        ids = sorted(self.codec.end_ids)[:1] * 3
+        pair = [Example(ids, [7, 8, 9]), Example(ids, [9, 7])]
+        with torch.no_grad():
+            try:
+                shared, alone = self.states(lay_out([[pair]], self.device)), collate(pair, self.device)
+            except (TypeError, ValueError, RuntimeError):
+                return False
+            places = lay_out([[pair]], self.device).at
+            difference = (shared[places] - self.states(alone)[alone.at]).abs().max()
+            return bool(difference < (1e-3 if self.precision == "fp32" else 0.1) * shared.abs().max())
+
     def arithmetic(self) -> AbstractContextManager[Any]:
         """The autocast region of this precision."""
         if self.precision == "bf16":
             return torch.autocast(self.device.type, torch.bfloat16)
         return nullcontext()
 
-    def hidden(self, batch: Batch) -> Tensor:
-        """Last hidden states (B, L, d). No attention mask: the padding is on the right and attention is causal."""
-        positions = {"position_ids": batch.positions} if self.takes_positions else {}
+    def states(self, batch: Batch) -> Tensor:
+        """Last hidden states of all tokens (B·L, d)."""
+        options: dict[str, Tensor] = {"position_ids": batch.positions} if self.takes_positions else {}
+        if batch.attention is not None:
+            options["attention_mask"] = batch.attention
         with self.arithmetic():
-            states: Tensor = self.model.base_model(input_ids=batch.ids, use_cache=False, **positions)[0]
-        return states
+            states: Tensor = self.model.base_model(input_ids=batch.ids, use_cache=False, **options)[0]
+        return states.flatten(0, 1)
 
     def freeze(self) -> None:
         """No gradients for any weight."""
@@ -101,8 +140,8 @@ class Policy(Net):
         self.project = _projection(self.model.config, self.model.get_output_embeddings())
 
     def log_probs(self, batch: Batch, temperature: float = 1.0) -> Tensor:
-        """log π(y_t | x, y_<t) of each completion token at the given temperature: (B, R), 0 off the mask."""
-        hidden = self.hidden(batch)[batch.rows, batch.columns]
+        """log π(y_t | x, y_<t) of each completion token at the given temperature: (C, R), 0 off the mask."""
+        hidden = self.states(batch)[batch.before]
         with self.arithmetic():
             values = losses.projected_log_probs(self.project, hidden, batch.targets, temperature)
         return batch.spread(values)
@@ -143,7 +182,7 @@ class Scorer(Net):
             features = self.features(batch)
             weights = torch.tensor(self.likelihood, device=self.device)
             return self._head(features[:, :-2]) + features[:, -2:] @ weights
-        return self._head(self.hidden(batch)[torch.arange(len(batch.last), device=self.device), batch.last])
+        return self._head(self.states(batch)[batch.last])
 
     def completion_scores(self, examples: Sequence[Example]) -> Tensor:
         """Raw scores of whole examples: (B,), with gradients."""
@@ -151,7 +190,7 @@ class Scorer(Net):
 
     def values(self, batch: Batch) -> Tensor:
         """Normalised prediction *before* each completion token: (B, R), 0 off the mask."""
-        raw = self._head(self.hidden(batch)[batch.rows, batch.columns])
+        raw = self._head(self.states(batch)[batch.before])
         return batch.spread((raw - self.mean) / self.std)
 
     def features(self, batch: Batch) -> Tensor:
@@ -160,15 +199,15 @@ class Scorer(Net):
         π is the language model that the backbone came from; the last two are 0 where its output layer is not tied to
         its embeddings, because a scorer has no output layer of its own.
         """
-        hidden = self.hidden(batch)
+        states = self.states(batch)
         lengths = batch.mask.sum(1, keepdim=True)
-        tokens = hidden[batch.rows, batch.columns + 1].float()
-        mean = tokens.new_zeros(len(lengths), tokens.shape[1]).index_add(0, batch.rows, tokens) / lengths
+        tokens = states[batch.at].float()
+        mean = tokens.new_zeros(len(lengths), tokens.shape[1]).index_add(0, batch.owners, tokens) / lengths
         if not self.model.config.tie_word_embeddings:
             return torch.cat([mean, mean.new_zeros(len(lengths), 2)], dim=1)
         project = _projection(self.model.config, self.model.get_input_embeddings())
         with self.arithmetic():
-            values = losses.projected_log_probs(project, hidden[batch.rows, batch.columns], batch.targets)
+            values = losses.projected_log_probs(project, states[batch.before], batch.targets)
         log_probs = batch.spread(values)
         return torch.cat([mean, log_probs.sum(1, keepdim=True), log_probs.amin(1, keepdim=True)], dim=1)
 

@@ -23,29 +23,30 @@ import torch
 from torch import Tensor
 
 from workers.training import losses, optimisation
+from workers.training.comparisons import TokenComparison, examples_of, pair_labels
 from workers.training.errors import Interrupted
 from workers.training.nets import Scorer
 from workers.training.recipes import RewardRecipe
 from workers.training.report import Reporter
-from workers.training.tokens import Example, TokenPair
+from workers.training.tokens import Example
 
 _STEPS = 20
 _ITERATIONS = 5  # of L-BFGS in each reported step
 _LIKELIHOOD_PRIOR = 3.0  # how much wider the prior of the two likelihood weights is
 
 
-def fit(recipe: RewardRecipe, scorer: Scorer, pairs: Sequence[TokenPair], report: Reporter) -> int:
-    """Fit the head of `scorer` on `pairs`; returns the number of steps."""
+def fit(recipe: RewardRecipe, scorer: Scorer, comparisons: Sequence[TokenComparison], report: Reporter) -> int:
+    """Fit the head of `scorer` on `comparisons`; returns the number of steps."""
     report.begin()
-    gaps = _features(recipe, scorer, [pair.chosen for pair in pairs], report)
-    gaps -= _features(recipe, scorer, [pair.rejected for pair in pairs], report)
-    report.count(len(pairs), sum(pair.tokens for pair in pairs))
+    labels = pair_labels(comparisons)
+    features = _features(recipe, scorer, examples_of(comparisons), report)
+    gaps = features[labels.better] - features[labels.worse]
+    report.count(len(comparisons), sum(comparison.tokens for comparison in comparisons))
     scale = gaps.square().mean(0).sqrt()  # of the differences: what is always equal gets no say
     scale[-2:] /= _LIKELIHOOD_PRIOR
     scale.clamp_(min=1e-6)
     gaps = gaps / scale
-    columns = torch.tensor([(pair.margin, pair.confidence, pair.weight) for pair in pairs]).to(gaps)
-    margin, confidence, weight = columns.unbind(1)
+    margin, confidence, weight = (column.to(gaps) for column in (labels.margin, labels.confidence, labels.weight))
     total = weight.sum().clamp(min=1e-9)
     target = confidence * (1 - 2 * recipe.label_smoothing) + recipe.label_smoothing
 

@@ -19,18 +19,24 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Two completions of one prompt; `chosen` was preferred with probability `confidence`.
+class Comparison:
+    """Completions of one prompt, and how somebody ranked them.
 
-    `margin` is how much better it should score (reward units), `weight` how much the pair counts.
+    `ranking` holds groups of indices into `completions`, the best group first; who stands in none was not judged.
+    Completions of one group are equally good, or, where `ties` is false, not ordered among themselves. `margin` is how
+    much a better one should score above a worse one (reward units), `weight` how much the comparison counts, and
+    `confidence` the probability that the ranking puts a pair in the right order.
     """
 
     prompt: Text
-    chosen: Text
-    rejected: Text
+    completions: tuple[Text, ...]
+    ranking: tuple[tuple[int, ...], ...] = ((0,), (1,))
     margin: float = 0.0
     weight: float = 1.0
     confidence: float = 1.0
+    ties: bool = True
+    annotator: str = ""
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,24 +55,33 @@ class PromptRow:
     row: dict[str, Any]
 
 
-def read_pairs(path: Path) -> Iterator[Pair]:
-    """Preference pairs: `prompt`, `chosen`, `rejected` and optionally `margin`, `weight`, `confidence`."""
+def read_comparisons(path: Path) -> Iterator[Comparison]:
+    """Preferences: `prompt` with `chosen` and `rejected`, or with `completions` and their `ranking`.
+
+    A ranking is a list of places, best first; a place is an index into the completions or a list of tied ones. All
+    rows may have `margin`, `weight`, `confidence`, `annotator` and `source`, rankings also `ties` (see `Comparison`).
+    """
     for row in _rows(path):
-        yield Pair(
+        kwise = "completions" in row.values
+        completions = row.texts("completions") if kwise else (row.text("chosen"), row.text("rejected"))
+        yield Comparison(
             prompt=row.text("prompt"),
-            chosen=row.text("chosen"),
-            rejected=row.text("rejected"),
+            completions=completions,
+            ranking=row.ranking("ranking", len(completions)) if kwise else ((0,), (1,)),
             margin=row.number("margin", 0.0, low=0.0, high=math.inf),
             weight=row.number("weight", 1.0, low=0.0, high=math.inf),
             confidence=row.number("confidence", 1.0, low=0.0, high=1.0),
+            ties=row.values.get("ties", True) is not False,
+            annotator=str(row.values.get("annotator") or ""),
+            source=str(row.values.get("source") or ""),
         )
 
 
-def check_enough(pairs: int, minimum: int) -> None:
-    """Refuse to train on so few pairs that the result would mean nothing."""
-    if pairs < minimum:
-        plural = "pair is" if pairs == 1 else "pairs are"
-        raise TooFewError(f"{pairs} preference {plural} too few to train on: at least {minimum} are needed.")
+def check_enough(comparisons: int, minimum: int) -> None:
+    """Refuse to train on so few comparisons that the result would mean nothing."""
+    if comparisons < minimum:
+        plural = "preference is" if comparisons == 1 else "preferences are"
+        raise TooFewError(f"{comparisons} {plural} too few to train on: at least {minimum} are needed.")
 
 
 def read_demonstrations(path: Path) -> Iterator[Demonstration]:
@@ -117,6 +132,25 @@ class _Row:
             self.fail(f"{name}.role", f"is {message.get('role')!r}; use one of {', '.join(ROLES)}.")
         if not isinstance(message.get("content"), str):
             self.fail(f"{name}.content", f"is a {_kind(message.get('content'))}; give a string.")
+
+    def texts(self, field: str) -> tuple[Text, ...]:
+        values = self.values.get(field)
+        if not isinstance(values, list) or len(values) < 2:
+            self.fail(field, f"is a {_kind(values)}; give a list of at least two completions.")
+        rows = [_Row(self.file, self.line, {f"{field}[{n}]": value}) for n, value in enumerate(values)]
+        return tuple(row.text(f"{field}[{n}]") for n, row in enumerate(rows))
+
+    def ranking(self, field: str, completions: int) -> tuple[tuple[int, ...], ...]:
+        value = self.values.get(field)
+        if not isinstance(value, list) or not value:
+            self.fail(field, f"is a {_kind(value)}; give a list of places, best first, such as [2, [0, 1]].")
+        places = [place if isinstance(place, list) else [place] for place in value]
+        named = [index for place in places for index in place]
+        if any(isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < completions for i in named):
+            self.fail(field, f"names a completion that is not there; use the numbers 0 to {completions - 1}.")
+        if len(set(named)) != len(named) or len(named) < 2:
+            self.fail(field, "must name at least two completions, and each at most once.")
+        return tuple(tuple(place) for place in places if place)
 
     def number(self, field: str, default: float, *, low: float, high: float) -> float:
         value = self.values.get(field)

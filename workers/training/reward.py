@@ -25,14 +25,15 @@ from torch import Tensor
 
 from workers.training import losses, nets, optimisation, probe
 from workers.training.checkpoints import States, digest, fingerprint, finished, publish
+from workers.training.comparisons import PairLabels, TokenComparison, encode, examples_of, pair_labels
 from workers.training.errors import Interrupted
-from workers.training.evaluation import wilson, wins
+from workers.training.evaluation import wilson
+from workers.training.layout import micro_batches
 from workers.training.nets import Scorer
 from workers.training.optimisation import Optimiser
 from workers.training.recipes import RewardRecipe
-from workers.training.records import Pair, check_enough, read_pairs
+from workers.training.records import check_enough, read_comparisons
 from workers.training.report import Reporter
-from workers.training.tokens import Codec, TokenPair, encode_pairs, micro_batches
 
 
 def train(
@@ -54,41 +55,42 @@ def train(
     if not resume:
         states.clear()
 
-    rows = list(read_pairs(data))  # before the model is loaded, so that bad data fails at once
-    held_out_rows = list(read_pairs(eval)) if eval else []
+    rows = list(read_comparisons(data))  # before the model is loaded, so that bad data fails at once
+    held_out_rows = list(read_comparisons(eval)) if eval else []
     check_enough(len(rows), recipe.min_pairs)
     scorer = nets.new_reward_model(model, recipe.seed, recipe.precision, recipe.lora)
     max_length = min(recipe.max_length, scorer.context_length)
-    pairs = _encode(scorer.codec, rows, max_length, report)
-    held_out = _encode(scorer.codec, held_out_rows, max_length, report)
-    check_enough(len(pairs), recipe.min_pairs)
+    data_set = encode(scorer.codec, rows, max_length, report)
+    held_out = encode(scorer.codec, held_out_rows, max_length, report)
+    check_enough(len(data_set), recipe.min_pairs)
 
     if recipe.head_only:
-        total = probe.fit(recipe, scorer, pairs, report)
-        return _finish(recipe, scorer, pairs, held_out, out, {"stage": "reward", "step": total, "run": run})
+        total = probe.fit(recipe, scorer, data_set, report)
+        return _finish(recipe, scorer, data_set, held_out, out, {"stage": "reward", "step": total, "run": run})
 
     optimiser = Optimiser([(scorer.trainable(), recipe.learning_rate)], recipe)
-    total, first = optimisation.total_steps(len(pairs), recipe), 0
+    total, first = optimisation.total_steps(len(data_set), recipe), 0
     if resume and (saved := states.latest(report.log)):
         first, tensors, _ = saved
         optimiser.restore(tensors)
 
     report.begin()
     for step in range(first, total):
-        batch = [pairs[i] for i in optimisation.step_items(len(pairs), recipe.batch_size, recipe.seed, step)]
-        weight = max(sum(pair.weight for pair in batch), 1e-9)
+        batch = [data_set[i] for i in optimisation.step_items(len(data_set), recipe.batch_size, recipe.seed, step)]
+        weight = max(sum(comparison.judged.weight for comparison in batch), 1e-9)
         loss = torch.zeros((), device=scorer.device)
         gaps: list[Tensor] = []
-        for group in micro_batches([2 * len(pair) for pair in batch], recipe.micro_batch_tokens):
+        for group in micro_batches([comparison.tokens for comparison in batch], recipe.micro_batch_tokens):
             part = [batch[i] for i in group]
-            chosen, rejected = _scores(scorer, part)
-            share = _losses(recipe, part, chosen, rejected).sum() / weight
+            labels = pair_labels(part, scorer.device)
+            scores = scorer.completion_scores(examples_of(part))
+            share = _losses(recipe, labels, scores).sum() / weight
             share.backward()
             loss += share.detach()
-            gaps.append((chosen - rejected).detach())
+            gaps.append((scores[labels.better] - scores[labels.worse]).detach())
         norm = optimiser.step(step, total)
 
-        report.count(len(batch), sum(pair.tokens for pair in batch))
+        report.count(len(batch), sum(comparison.tokens for comparison in batch))
         gap = torch.cat(gaps)
         accuracy = ((gap > 0).float() + 0.5 * (gap == 0).float()).mean()
         metrics = {"loss": loss, "accuracy": accuracy, "margin": gap.mean(), "grad_norm": norm}
@@ -99,7 +101,7 @@ def train(
             raise Interrupted(f"Stopped after step {step + 1} of {total}; --resume goes on from there.")
 
     report.steps = total
-    summary = _finish(recipe, scorer, pairs, held_out, out, {"stage": "reward", "step": total, "run": run})
+    summary = _finish(recipe, scorer, data_set, held_out, out, {"stage": "reward", "step": total, "run": run})
     states.clear()
     return summary
 
@@ -107,74 +109,55 @@ def train(
 def _finish(
     recipe: RewardRecipe,
     scorer: Scorer,
-    pairs: Sequence[TokenPair],
-    held_out: Sequence[TokenPair],
+    data_set: Sequence[TokenComparison],
+    held_out: Sequence[TokenComparison],
     out: Path,
     facts: dict[str, Any],
 ) -> dict[str, float]:
     """Measure, normalise, publish; returns the summary metrics."""
-    train_loss, better, worse = _measure(scorer, recipe, pairs)
-    summary = {"loss": train_loss, "train_accuracy": wins(better, worse) / len(pairs)}
-    rewards = torch.tensor(better + worse)
+    train_loss, train_accuracy, rewards = _measure(scorer, recipe, data_set)
+    summary = {"loss": train_loss, "train_accuracy": train_accuracy[0] / max(1, train_accuracy[1])}
     scorer.normalise(float(rewards.mean()), float(rewards.std()))
     summary |= {"reward_mean": scorer.mean, "reward_std": scorer.std}
     if held_out:
-        summary |= _held_out(scorer, recipe, held_out)
+        loss, (won, decided), _ = _measure(scorer, recipe, held_out)
+        low, high = wilson(won, decided)
+        summary |= {
+            "accuracy": won / decided if decided else 0.5,
+            "accuracy_low": low,
+            "accuracy_high": high,
+            "eval_pairs": decided,
+            "eval_loss": loss,
+        }
     publish(out / "checkpoint", scorer.save, {**facts, "metrics": summary})
     return summary
 
 
-def _encode(codec: Codec, rows: Sequence[Pair], max_length: int, report: Reporter) -> list[TokenPair]:
-    pairs, dropped = encode_pairs(codec, rows, max_length)
-    if dropped:
-        report.log(f"{dropped} of {len(rows)} pairs left out: their prompt alone fills {max_length} tokens.")
-    return pairs
-
-
-def _scores(scorer: Scorer, pairs: Sequence[TokenPair]) -> tuple[Tensor, Tensor]:
-    """Raw rewards of chosen and rejected completions, each (B,), with gradients."""
-    examples = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
-    chosen, rejected = scorer.completion_scores(examples).chunk(2)
-    return chosen, rejected
-
-
-def _losses(recipe: RewardRecipe, pairs: Sequence[TokenPair], chosen: Tensor, rejected: Tensor) -> Tensor:
-    """Weighted loss of each pair (B,)."""
-    columns = [(pair.margin, pair.confidence, pair.weight) for pair in pairs]
-    margin, confidence, weight = torch.tensor(columns, device=chosen.device).unbind(1)
-    target = confidence * (1 - 2 * recipe.label_smoothing) + recipe.label_smoothing
-    loss = losses.bradley_terry(chosen, rejected, margin, target)
-    return weight * (loss + recipe.centering * (chosen + rejected).square())
+def _losses(recipe: RewardRecipe, labels: PairLabels, scores: Tensor) -> Tensor:
+    """Weighted loss of each pair (P,) from the raw rewards of all completions (C,)."""
+    better, worse = scores[labels.better], scores[labels.worse]
+    target = labels.confidence * (1 - 2 * recipe.label_smoothing) + recipe.label_smoothing
+    loss = losses.bradley_terry(better, worse, labels.margin, target)
+    return labels.weight * (loss + recipe.centering * (better + worse).square())
 
 
 @torch.no_grad()
 def _measure(
-    scorer: Scorer, recipe: RewardRecipe, pairs: Sequence[TokenPair]
-) -> tuple[float, list[float], list[float]]:
-    """Mean loss, and the raw rewards of chosen and rejected in the order of `pairs`."""
-    chosen, rejected, loss = [0.0] * len(pairs), [0.0] * len(pairs), 0.0
-    for group in micro_batches([2 * len(pair) for pair in pairs], recipe.micro_batch_tokens):
-        part = [pairs[i] for i in group]
-        better, worse = _scores(scorer, part)
-        loss += float(_losses(recipe, part, better, worse).sum())
-        for index, b, w in zip(group, better.tolist(), worse.tolist(), strict=True):
-            chosen[index], rejected[index] = b, w
-    return loss / max(sum(pair.weight for pair in pairs), 1e-9), chosen, rejected
-
-
-def _held_out(scorer: Scorer, recipe: RewardRecipe, pairs: Sequence[TokenPair]) -> dict[str, float]:
-    """Loss, and accuracy with its 95 % interval over the pairs that people did not call a tie."""
-    loss, chosen, rejected = _measure(scorer, recipe, pairs)
-    decided = [i for i, pair in enumerate(pairs) if pair.confidence != 0.5]
-    up = [chosen[i] if pairs[i].confidence > 0.5 else rejected[i] for i in decided]
-    down = [rejected[i] if pairs[i].confidence > 0.5 else chosen[i] for i in decided]
-    won = wins(up, down)
-    low, high = wilson(won, len(decided))
-    accuracy = won / len(decided) if decided else 0.5
-    return {
-        "accuracy": accuracy,
-        "accuracy_low": low,
-        "accuracy_high": high,
-        "eval_pairs": len(decided),
-        "eval_loss": loss,
-    }
+    scorer: Scorer, recipe: RewardRecipe, data_set: Sequence[TokenComparison]
+) -> tuple[float, tuple[float, int], Tensor]:
+    """Mean loss, pairs won of pairs decided (ties of people left out), and the raw rewards of all completions."""
+    loss, won, decided = 0.0, 0.0, 0
+    rewards: list[Tensor] = []
+    for group in micro_batches([comparison.tokens for comparison in data_set], recipe.micro_batch_tokens):
+        part = [data_set[i] for i in group]
+        labels = pair_labels(part, scorer.device)
+        scores = scorer.completion_scores(examples_of(part))
+        loss += float(_losses(recipe, labels, scores).sum())
+        sure = labels.confidence != 0.5
+        sign = torch.where(labels.confidence > 0.5, 1.0, -1.0)
+        gap = (sign * (scores[labels.better] - scores[labels.worse]))[sure]
+        won += float((gap > 0).sum() + 0.5 * (gap == 0).sum())
+        decided += len(gap)
+        rewards.append(scores)
+    total = max(sum(comparison.judged.weight for comparison in data_set), 1e-9)
+    return loss / total, (won, decided), torch.cat(rewards)

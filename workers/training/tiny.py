@@ -25,11 +25,12 @@ from torch.nn.functional import cross_entropy
 
 from workers.training.checkpoints import digest, fingerprint, publish
 from workers.training.errors import Interrupted, TooFewError
+from workers.training.layout import collate
 from workers.training.optimisation import to_floats
 from workers.training.recipes import TinyRecipe
 from workers.training.records import Demonstration, Text, read_demonstrations
 from workers.training.report import Reporter
-from workers.training.tokens import Example, collate, truncate
+from workers.training.tokens import Example, truncate
 
 PAD, END = "<|pad|>", "<|end|>"
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -82,7 +83,7 @@ def _learn(model: Any, examples: Sequence[Example], recipe: TinyRecipe, report: 
         for group in adam.param_groups:
             group["lr"] = recipe.learning_rate * _schedule(step, recipe.steps)
         part = collate(batch)
-        hidden = model.model(input_ids=part.ids, use_cache=False).last_hidden_state[part.rows, part.columns]
+        hidden = model.model(input_ids=part.ids, use_cache=False).last_hidden_state.flatten(0, 1)[part.before]
         loss = cross_entropy(model.lm_head(hidden), part.targets)
         (loss * len(part.targets) / usual_tokens).backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -1,4 +1,4 @@
-"""From text to token ids, and from token ids to batches.
+"""From text to token ids.
 
 A prompt and its completion are tokenised *together, once*, and split where the tokens of the prompt alone stop agreeing
 (the common prefix): byte-pair merges across the boundary then belong to the completion, as they do when a model
@@ -10,19 +10,20 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from workers.training.errors import DataError, ModelError
-from workers.training.records import Message, Pair, Text
+from workers.training.records import Message, Text
 
 
 @dataclass(frozen=True)
 class Example:
-    """One prompt with one completion, as token ids. The completion ends with its end token unless it was cut."""
+    """One prompt with one completion, as token ids. The completion ends with its end token unless it was cut.
+
+    `trained` says which tokens of the completion count, where not all do.
+    """
 
     prompt: list[int]
     completion: list[int]
+    trained: tuple[bool, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.completion)
@@ -106,100 +107,10 @@ def truncate(examples: Sequence[Example], max_length: int) -> list[Example] | No
     """Cut completions at `max_length` tokens in all; None when a prompt leaves no room for its completion."""
     if any(len(example.prompt) >= max_length for example in examples):
         return None
-    return [Example(e.prompt, e.completion[: max_length - len(e.prompt)]) for e in examples]
-
-
-@dataclass(frozen=True)
-class TokenPair:
-    """A preference pair as token ids; both examples share the prompt."""
-
-    chosen: Example
-    rejected: Example
-    margin: float
-    weight: float
-    confidence: float
-
-    def __len__(self) -> int:
-        """Width of a row that can hold either: what padding costs."""
-        return max(len(self.chosen), len(self.rejected))
-
-    @property
-    def tokens(self) -> int:
-        return len(self.chosen) + len(self.rejected)
-
-
-def encode_pairs(codec: Codec, pairs: Iterable[Pair], max_length: int) -> tuple[list[TokenPair], int]:
-    """Pairs as tokens, and how many were left out because their prompt alone fills `max_length`."""
-    kept: list[TokenPair] = []
-    dropped = 0
-    for pair in pairs:
-        cut = truncate(codec.encode(pair.prompt, pair.chosen, pair.rejected), max_length)
-        if cut is None:
-            dropped += 1
-        else:
-            chosen, rejected = cut
-            kept.append(TokenPair(chosen, rejected, pair.margin, pair.weight, pair.confidence))
-    return kept, dropped
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Right-padded examples. Causal attention never looks right, so no attention mask is needed for exactness.
-
-    ids, positions: (B, L) long. `mask`: (B, R) bool, true at the completion's tokens, R the longest completion.
-    `rows`, `columns`: (N,) where in (B, L) the hidden state sits that predicts each of the N completion tokens, and
-    `targets`: (N,) those tokens, in the order in which `mask` is read row by row. `last`: (B,) the last real token.
-    """
-
-    ids: Tensor
-    positions: Tensor
-    mask: Tensor
-    rows: Tensor
-    columns: Tensor
-    targets: Tensor
-    last: Tensor
-
-    def spread(self, values: Tensor) -> Tensor:
-        """(N,) values of completion tokens to (B, R), zero elsewhere; differentiable."""
-        return values.new_zeros(self.mask.shape).masked_scatter(self.mask, values)
-
-
-def collate(examples: Sequence[Example], device: torch.device | str = "cpu") -> Batch:
-    """Pad examples into one batch; all indices are worked out on the host, so that no device sync is needed."""
-    width = max(len(example) for example in examples)
-    longest = max(1, max(len(example.completion) for example in examples))
-    ids = torch.zeros(len(examples), width, dtype=torch.long)
-    mask = torch.zeros(len(examples), longest, dtype=torch.bool)
-    rows: list[int] = []
-    columns: list[int] = []
-    targets: list[int] = []
-    for row, example in enumerate(examples):
-        ids[row, : len(example)] = torch.tensor(example.prompt + example.completion)
-        mask[row, : len(example.completion)] = True
-        rows += [row] * len(example.completion)
-        columns += range(len(example.prompt) - 1, len(example) - 1)
-        targets += example.completion
-    last = [len(example) - 1 for example in examples]
-    positions = torch.arange(width).expand(len(examples), width)
-    indices = (torch.tensor(values, dtype=torch.long) for values in (rows, columns, targets, last))
-    return Batch(*(tensor.to(device) for tensor in (ids, positions, mask, *indices)))
-
-
-def micro_batches(lengths: Sequence[int], tokens: int, enough: int | None = None) -> list[list[int]]:
-    """Indices of the items in groups of similar length, each of at most `tokens` padded tokens (at least one item).
-
-    A group that has `enough` tokens to keep the machine busy ends where the next item would be a quarter padding.
-    Only for the parts of one optimiser step: their order does not matter, because the step normalises over all.
-    """
-    groups: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        longest, size = (lengths[groups[-1][0]], len(groups[-1])) if groups else (0, 0)
-        busy = enough is not None and size * longest >= enough and lengths[index] < 0.75 * longest
-        if size and (size + 1) * longest <= tokens and not busy:
-            groups[-1].append(index)
-        else:
-            groups.append([index])
-    return groups
+    return [
+        Example(e.prompt, e.completion[:room], e.trained[:room] if e.trained else None)
+        for e, room in ((e, max_length - len(e.prompt)) for e in examples)
+    ]
 
 
 def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:

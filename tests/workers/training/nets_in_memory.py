@@ -7,7 +7,17 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from workers.training.nets import Policy, Scorer, new_reward_model
 from workers.training.report import Reporter
@@ -19,6 +29,13 @@ TEMPLATE = (
     "{% if m['role'] == 'assistant' %}{{ '</s>\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
+
+
+FAMILIES: dict[str, Any] = {
+    "llama": (LlamaConfig, LlamaForCausalLM),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM),
+}
 
 
 def byte_tokenizer(template: str | None = TEMPLATE, merges: list[tuple[str, str]] | None = None) -> Any:
@@ -39,14 +56,15 @@ def language_model(kind: str, seed: int = 0) -> Any:
     torch.manual_seed(seed)
     vocabulary = len(byte_tokenizer())
     if kind == "gpt2":
-        model = GPT2LMHeadModel(
+        model: Any = GPT2LMHeadModel(
             GPT2Config(
                 vocab_size=vocabulary, n_positions=160, n_embd=32, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=1
             )
         )
     else:
-        model = LlamaForCausalLM(
-            LlamaConfig(
+        config, family = FAMILIES[kind]
+        model = family(
+            config(
                 vocab_size=vocabulary,
                 hidden_size=32,
                 intermediate_size=64,
@@ -56,6 +74,8 @@ def language_model(kind: str, seed: int = 0) -> Any:
                 max_position_embeddings=160,
                 bos_token_id=0,
                 eos_token_id=1,
+                pad_token_id=1,
+                **({"head_dim": 16, "sliding_window": 128} if kind == "gemma3" else {}),
             )
         )
     with torch.no_grad():

@@ -107,7 +107,7 @@ def test_failures_have_their_kind_their_exit_code_and_one_last_sentence(
     base = ["--data", pairs, "--model", llama_dir, "--out", tmp_path / "o"]
     cases: list[tuple[list[str | Path], str, int, str]] = [
         (["dpo", *base, "--data", bad], "data", 2, "bad.jsonl, line 21"),
-        (["dpo", *base, "--data", few], "too_few", 2, "3 preference pairs are too few"),
+        (["dpo", *base, "--data", few], "too_few", 2, "3 preferences are too few"),
         (["dpo", *base, "--model", no_template], "model", 2, "no chat template"),
         (["dpo", *base, "--model", unsafe], "model", 2, "pytorch_model.bin"),
         (["dpo", *base, "--set", "beta=-1"], "data", 2, "field 'beta'"),

@@ -5,7 +5,7 @@ import torch
 
 from tests.workers.training.nets_in_memory import example, policy
 from workers.training.evaluation import distinct_n, log_prob_sums, mean, sequence_kl, wilson, wins
-from workers.training.tokens import collate
+from workers.training.layout import collate
 
 
 def test_distinct_2_counts_different_bigrams_over_the_whole_set() -> None:

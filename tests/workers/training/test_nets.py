@@ -12,8 +12,9 @@ import torch
 from tests.workers.training.nets_in_memory import byte_tokenizer, example, policy, save_model, save_reward_model
 from workers.training import nets
 from workers.training.errors import ModelError
+from workers.training.layout import collate
 from workers.training.recipes import Lora
-from workers.training.tokens import Example, collate
+from workers.training.tokens import Example
 
 EXAMPLES = [example("what is it", "a cat"), example("x", "nothing at all"), example("longer prompt than both", "y")]
 

@@ -8,11 +8,10 @@ import pytest
 import torch
 
 from tests.workers.training import nets_in_memory
-from workers.training import dpo, reward
-from workers.training.nets import Policy, load_policy, new_reward_model
+from workers.training import comparisons, dpo, reward
+from workers.training.nets import Net, Policy, load_policy, new_reward_model
 from workers.training.recipes import DPORecipe, RewardRecipe
-from workers.training.records import Pair
-from workers.training.tokens import encode_pairs
+from workers.training.records import Comparison
 
 # TRL's own template of a conversation: what follows the end token would count for TRL, and is cut by us
 TEMPLATE = nets_in_memory.TEMPLATE.replace("</s>\n", "</s>")
@@ -49,7 +48,7 @@ def test_dpo_loss_and_gradients_are_trls(trl: Any, tmp_path: Path) -> None:
     from datasets import Dataset
 
     directory = nets_in_memory.save_model(tmp_path / "model", template=TEMPLATE)
-    pairs, _ = encode_pairs(load_policy(str(directory)).codec, [Pair(**row) for row in ROWS], 160)
+    encoded = _encoded(load_policy(str(directory)))
     moved, reference = load_policy(str(directory)), load_policy(str(directory))
     _perturb(moved)
     trainer = trl.DPOTrainer(
@@ -65,8 +64,9 @@ def test_dpo_loss_and_gradients_are_trls(trl: Any, tmp_path: Path) -> None:
     moved.model.zero_grad()
 
     recipe = DPORecipe(beta=0.3)
-    chosen, rejected = dpo._log_probs(moved, pairs)
-    each, *_ = dpo._losses(recipe, pairs, chosen, rejected, dpo._all_log_probs(reference, recipe, pairs))
+    log_probs = moved.completion_log_probs(comparisons.examples_of(encoded))
+    labels = comparisons.pair_labels(encoded)
+    each, *_ = dpo._losses(recipe, labels, log_probs, torch.cat(dpo._log_probs(reference, recipe, encoded)))
     ours = each.mean()
     ours.backward()
     assert float(ours) == pytest.approx(float(theirs), abs=1e-5)
@@ -79,9 +79,11 @@ def test_reward_loss_is_trls(trl: Any, tmp_path: Path) -> None:
 
     directory = nets_in_memory.save_model(tmp_path / "model", template=TEMPLATE)
     scorer = new_reward_model(str(directory), seed=0)
-    pairs, _ = encode_pairs(scorer.codec, [Pair(**row) for row in ROWS], 160)
+    encoded = _encoded(scorer)
     recipe = RewardRecipe(centering=0.2)
-    ours = reward._losses(recipe, pairs, *reward._scores(scorer, pairs)).mean()
+    ours = reward._losses(
+        recipe, comparisons.pair_labels(encoded), scorer.completion_scores(comparisons.examples_of(encoded))
+    ).mean()
 
     tokenizer = scorer.codec.tokenizer
     tokenizer.pad_token = "<|system|>"  # HF's own head looks for padding ids, so give TRL one that is not the end token
@@ -94,6 +96,11 @@ def test_reward_loss_is_trls(trl: Any, tmp_path: Path) -> None:
     )
     theirs = trainer.compute_loss(trainer.model, next(iter(trainer.get_train_dataloader())))
     assert float(ours) == pytest.approx(float(theirs), abs=1e-5)
+
+
+def _encoded(net: Net) -> list[comparisons.TokenComparison]:
+    rows = [Comparison(row["prompt"], (row["chosen"], row["rejected"])) for row in ROWS]
+    return comparisons.encode(net.codec, rows, 160, nets_in_memory.Recorder())
 
 
 def _perturb(policy: Policy) -> None:

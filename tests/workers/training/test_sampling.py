@@ -7,7 +7,8 @@ import torch
 
 from tests.workers.training.nets_in_memory import policy
 from workers.training import sampling
-from workers.training.tokens import Example, collate
+from workers.training.layout import collate
+from workers.training.tokens import Example
 
 PROMPTS = [[0, 2, 50, 51, 3], [0, 60], [0, 2, 70, 71, 72, 73, 74, 75, 76, 77, 3], [90]]
 SEEDS = [11, 12, 13, 14]

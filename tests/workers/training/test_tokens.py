@@ -4,8 +4,7 @@ import pytest
 
 from tests.workers.training.nets_in_memory import byte_tokenizer
 from workers.training.errors import DataError, ModelError
-from workers.training.records import Pair
-from workers.training.tokens import Codec, Example, collate, encode_pairs, micro_batches, truncate
+from workers.training.tokens import Codec, Example, truncate
 
 USER = [{"role": "user", "content": "hi"}]
 
@@ -89,26 +88,5 @@ def test_what_a_template_refuses_is_the_datas_fault() -> None:
 def test_truncation_cuts_the_end_of_the_completion_and_drops_prompts_that_fill_the_room() -> None:
     assert truncate([Example([1, 2], [3, 4, 5])], 4) == [Example([1, 2], [3, 4])]
     assert truncate([Example([1, 2, 3, 4], [5])], 4) is None
-    pairs, dropped = encode_pairs(
-        Codec(byte_tokenizer(None)), [Pair("x" * 50, "a", "b"), Pair("x", "a", "b", weight=2.0)], 20
-    )
-    assert (len(pairs), dropped, pairs[0].weight) == (1, 1, 2.0)
-
-
-def test_a_batch_knows_its_completions_by_length_even_where_padding_is_the_end_token() -> None:
-    batch = collate([Example([5, 6], [7, 1]), Example([5], [1])])
-    assert batch.ids.tolist() == [[5, 6, 7, 1], [5, 1, 0, 0]]
-    assert batch.mask.tolist() == [[True, True], [True, False]]
-    assert batch.rows.tolist() == [0, 0, 1]
-    assert batch.columns.tolist() == [1, 2, 0]
-    assert batch.targets.tolist() == [7, 1, 1]
-    assert batch.last.tolist() == [3, 1]
-    assert batch.spread(batch.targets.float()).tolist() == [[7.0, 1.0], [1.0, 0.0]]
-
-
-def test_micro_batches_hold_every_item_once_within_the_budget() -> None:
-    lengths = [5, 50, 7, 49, 6, 200, 5]
-    groups = micro_batches(lengths, 100)
-    assert sorted(i for group in groups for i in group) == list(range(7))
-    assert all(len(group) == 1 or len(group) * max(lengths[i] for i in group) <= 100 for group in groups)
-    assert [5] in groups  # longer than the budget: alone
+    kept = truncate([Example([1], [2, 3, 4], (False, True, True))], 3)
+    assert kept == [Example([1], [2, 3], (False, True))]

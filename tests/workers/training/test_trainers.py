@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 from tests.workers.training.nets_in_memory import Recorder, example, save_model, toy_pairs, toy_prompts, write_jsonl
 from workers.training import dpo, nets, optimisation, ppo, reward, sft
 from workers.training.checkpoints import verify
+from workers.training.comparisons import TokenComparison, encode
 from workers.training.errors import Interrupted, TooFewError
+from workers.training.layout import collate
 from workers.training.recipes import DPORecipe, Lora, PPORecipe, RewardRecipe, SFTRecipe
-from workers.training.records import read_pairs
-from workers.training.tokens import TokenPair, collate, encode_pairs
+from workers.training.records import read_comparisons
 
 Train = Callable[[Path, Recorder, bool], dict[str, float]]
 SMALL = {"batch_size": 8, "learning_rate": 1e-3, "micro_batch_tokens": 300, "max_length": 100}
@@ -195,7 +196,7 @@ def test_without_advantage_ppo_leaves_the_policy_where_it_was(
 def test_three_pairs_are_too_few(stage: str, tmp_path: Path, llama_dir: Path) -> None:
     pairs = write_jsonl(tmp_path / "pairs.jsonl", toy_pairs(3))
     module: Any = {"reward": (reward, RewardRecipe), "dpo": (dpo, DPORecipe)}[stage]
-    with pytest.raises(TooFewError, match="3 preference pairs are too few to train on: at least 10"):
+    with pytest.raises(TooFewError, match="3 preferences are too few to train on: at least 10"):
         module[0].train(module[1](), pairs, tmp_path / "out", Recorder(), model=str(llama_dir))
 
 
@@ -251,17 +252,20 @@ def test_a_head_on_a_frozen_backbone_finds_the_optimum_of_its_convex_loss(tmp_pa
 
     scorer = nets.load_reward_model(str(tmp_path / "o" / "checkpoint"))
     assert scorer.likelihood is not None
-    encoded, _ = encode_pairs(scorer.codec, read_pairs(pairs), 160)
+    encoded = encode(scorer.codec, list(read_comparisons(pairs)), 160, Recorder())
     with torch.no_grad():
         gaps = torch.stack(
-            [(scorer.features(collate([p.chosen])) - scorer.features(collate([p.rejected])))[0] for p in encoded]
+            [
+                scorer.features(collate([c.examples[0]]))[0] - scorer.features(collate([c.examples[1]]))[0]
+                for c in encoded
+            ]
         ).double()
     scale = gaps.square().mean(0).sqrt()
     scale[-2:] /= 3.0
     raw = torch.cat([scorer.model.score.weight[0].detach(), torch.tensor(scorer.likelihood)]).double()
     weights = (raw * scale).requires_grad_(True)
     loss = 0.5 * 2.0 * weights @ weights
-    for pair, gap in zip(encoded, gaps / scale, strict=True):
+    for pair, gap in zip((c.judged for c in encoded), gaps / scale, strict=True):
         y = 0.9 * pair.confidence + 0.1 * (1 - pair.confidence)
         p = torch.sigmoid(gap @ weights - pair.margin)
         loss = loss - pair.weight * (y * p.log() + (1 - y) * (1 - p).log())
@@ -297,6 +301,6 @@ def test_ppo_runs_on_a_head_only_reward_model_with_a_value_model_that_starts_at_
     assert len(report.steps_seen) == 2
 
 
-def _gaps(scorer: nets.Scorer, pairs: list[TokenPair]) -> list[float]:
-    chosen, rejected = (scorer.rate([getattr(p, side) for p in pairs], 1000) for side in ("chosen", "rejected"))
+def _gaps(scorer: nets.Scorer, encoded: list[TokenComparison]) -> list[float]:
+    chosen, rejected = (scorer.rate([c.examples[side] for c in encoded], 1000) for side in (0, 1))
     return [(c - r) * scorer.std for c, r in zip(chosen, rejected, strict=True)]

@@ -1,0 +1,89 @@
+"""Ranked completions as token ids, and what a ranking says about each pair of them."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from workers.training.records import Comparison
+from workers.training.report import Reporter
+from workers.training.tokens import Codec, Example, truncate
+
+
+@dataclass(frozen=True)
+class TokenComparison:
+    """The completions of one prompt, and the comparison that ranks them."""
+
+    examples: tuple[Example, ...]
+    judged: Comparison
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(example) for example in self.examples)
+
+
+@dataclass(frozen=True)
+class PairLabels:
+    """What some comparisons say about the pairs of their completions, all (P,).
+
+    `better` and `worse` index the completions of all comparisons, one comparison after another. `confidence` is the
+    probability that `better` is better, ½ for a tie. The weight of a comparison is shared out evenly among its pairs,
+    so that a prompt with nine completions does not count 36 times (Ouyang et al. 2022, §3.5).
+    """
+
+    better: Tensor
+    worse: Tensor
+    confidence: Tensor
+    margin: Tensor
+    weight: Tensor
+    comparison: Tensor
+
+
+def pairs_of(judged: Comparison) -> list[tuple[int, int, float]]:
+    """(better, worse, confidence) of every pair that the ranking orders or calls equal."""
+    places = [(index, place) for place, group in enumerate(judged.ranking) for index in group]
+    found = []
+    for (a, place_a), (b, place_b) in combinations(places, 2):
+        if place_a != place_b:
+            found.append((a, b, judged.confidence))
+        elif judged.ties:
+            found.append((a, b, 0.5))
+    return found
+
+
+def pair_labels(comparisons: Sequence[TokenComparison], device: torch.device | str = "cpu") -> PairLabels:
+    """The pairs of all `comparisons` as tensors."""
+    rows: list[tuple[float, ...]] = []
+    start = 0
+    for place, comparison in enumerate(comparisons):
+        judged, pairs = comparison.judged, pairs_of(comparison.judged)
+        for better, worse, confidence in pairs:
+            share = judged.weight / len(pairs)
+            rows.append((start + better, start + worse, place, confidence, judged.margin, share))
+        start += len(comparison.examples)
+    columns = torch.tensor(rows, dtype=torch.float64).reshape(-1, 6).T
+    better_at, worse_at, of = columns[:3].long().to(device)
+    confidences, margins, weights = columns[3:].float().to(device)
+    return PairLabels(better_at, worse_at, confidences, margins, weights, of)
+
+
+def examples_of(comparisons: Iterable[TokenComparison]) -> list[Example]:
+    """All completions, one comparison after another."""
+    return [example for comparison in comparisons for example in comparison.examples]
+
+
+def encode(codec: Codec, rows: Sequence[Comparison], max_length: int, report: Reporter) -> list[TokenComparison]:
+    """Comparisons as tokens; those whose prompt alone fills `max_length` are left out, and that is reported."""
+    kept: list[TokenComparison] = []
+    for row in rows:
+        cut = truncate(codec.encode(row.prompt, *row.completions), max_length)
+        if cut is not None:
+            kept.append(TokenComparison(tuple(cut), row))
+    if len(kept) < len(rows):
+        report.log(
+            f"{len(rows) - len(kept)} of {len(rows)} comparisons left out: "
+            f"their prompt alone fills {max_length} tokens."
+        )
+    return kept
