@@ -16,7 +16,7 @@ DEMO_OVERRIDES: dict[str, dict[str, Any]] = {
         "inner_epochs": 2,
         "learning_rate": 5e-4,
         "value_learning_rate": 1e-3,
-        "beta": 0.05,
+        "beta": 0.1,
         "max_new_tokens": 48,
     },
     "sample": {"max_new_tokens": 64},
