@@ -1,19 +1,24 @@
 """Real data and real weights the whole way: import labelled pairs, then a DPO and a PPO round, on the real worker.
 
-    python benchmarks/real_loop.py PAIRS.jsonl MODEL_DIR
+    CHROMIUM=/usr/bin/chromium python benchmarks/real_loop.py PAIRS.jsonl MODEL_DIR
 
 PAIRS are HH-RLHF style rows (see `app/comparisons/records.py`), MODEL_DIR a transformers checkpoint with a chat
-template (such as `scripts/convert_llama2c.py` makes). Prints, per round, held-out reward accuracy with its interval,
-the times of its runs and their peak memory.
+template (such as `scripts/convert_llama2c.py` makes). Between them an annotator answers a few fresh comparisons in
+Chromium. Prints, per round, held-out reward accuracy with its interval, the times of
+its runs and their peak memory.
 """
 
 import argparse
+import os
 import tempfile
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
 from app import supervisor
+from app.accounts import people, sessions
+from app.accounts.models import CampaignRole, Role
 from app.checkpoints import lineage
 from app.cli import use_data
 from app.core.db import transaction
@@ -55,6 +60,33 @@ def peaks(round_id: str) -> dict[str, float]:
         return {run.stage.value: run.result.get("peak_memory_mb", 0) for run in runs}
 
 
+def answer_in_browser(url: str, campaign: str, number: int) -> None:
+    """Answer `number` comparisons by keyboard, as soon as there are any."""
+    from playwright.sync_api import expect, sync_playwright
+
+    with transaction() as session:
+        rater = people.create_user(session, f"rater-{uuid.uuid4().hex}@bench.example", Role.annotator)
+        people.add_member(session, rater, uuid.UUID(campaign), CampaignRole.annotator, actor_id=None)
+        secret = sessions.start(session, rater)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=os.environ.get("CHROMIUM"), args=["--no-sandbox"])
+        page = browser.new_context(base_url=url).new_page()
+        page.context.add_cookies([{"name": "tiebreak", "value": secret, "url": url}])
+        page.goto(f"/campaigns/{campaign}/annotate")
+        form = page.locator("form.comparison")
+        expect(form).to_be_visible(timeout=600_000)
+        page.keyboard.press("Escape")  # the guidelines
+        for _ in range(number):
+            shown = form.get_attribute("data-assignment")
+            page.wait_for_timeout(400)
+            page.keyboard.press("2")
+            page.keyboard.press("Enter")
+            expect(form).not_to_have_attribute("data-assignment", str(shown), timeout=20_000)
+        expect(page.locator("#saved")).to_have_text("saved ✓", timeout=20_000)
+        browser.close()
+    print(f"answered in the browser: {number}", flush=True)
+
+
 def play(url: str, pairs: Path, model: Path) -> None:
     with transaction() as session:
         policy = str(lineage.register_base(session, str(model), "real weights").id)
@@ -70,6 +102,8 @@ def play(url: str, pairs: Path, model: Path) -> None:
         for bad in report["rejected"][:5]:
             print(f"  line {bad['line']}: {bad['error']}")
         for method in ("dpo", "ppo"):
+            if method == "ppo":
+                answer_in_browser(url, campaign, 5)
             done = wait(lead, lead.call("POST", f"/campaigns/{campaign}/rounds", {"method": method})["id"])
             if done["status"] == "failed":
                 raise TiebreakError(done["error"])
