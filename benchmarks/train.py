@@ -5,8 +5,8 @@
 A Llama-shaped model (4 layers, width 256, 32,768 words, fp32, random weights) learns from random words whose lengths
 are log-normal (prompt about 150, completion about 120 tokens), batches of 8. Each run is a process of its own. Timed is
 what follows loading and tokenising, up to the last optimiser step, DPO's reference pass included: TRL's `train()` at
-the best settings that were found, and our loop. Figures are medians of CPU seconds, hence of one thread's work whatever else the
-machine does, and peak resident memory. PPO needs the last TRL that had it in an environment of its own:
+the best settings that were found, and our loop. Figures are medians of CPU seconds, hence of one thread's work whatever
+else the machine does, and peak resident memory. PPO needs the last TRL that had it in an environment of its own:
 `python -m venv E && E/bin/pip install trl==1.12.0 torch==2.13.*`, then `--ppo-python E/bin/python`.
 """
 
