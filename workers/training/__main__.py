@@ -89,6 +89,10 @@ def _run(arguments: argparse.Namespace, report: Reporter) -> dict[str, float]:
         "reward_model": arguments.reward_model,
         "baseline": arguments.baseline,
         "initial": arguments.initial,
+        "held_out_reward_model": arguments.held_out_reward_model,
+        "demonstrations": arguments.demonstrations,
+        "sycophancy": arguments.sycophancy,
+        "previous": arguments.previous,
         "resume": arguments.resume,
     }
     known = inspect.signature(train).parameters
@@ -108,6 +112,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--reward-model", help="reward model directory (ppo, evaluate)")
     parser.add_argument("--baseline", help="policy to compare with (evaluate)")
     parser.add_argument("--initial", help="first policy of all, for its KL (evaluate)")
+    parser.add_argument("--held-out-reward-model", help="one that nothing was optimised against (evaluate)")
+    parser.add_argument("--demonstrations", type=Path, help="JSONL whose loss is reported (evaluate)")
+    parser.add_argument("--sycophancy", type=Path, help="JSONL of prompt, prompt_with_opinion, wrong (evaluate)")
+    parser.add_argument("--previous", type=Path, action="append", default=[], help="earlier report.json, oldest first")
     parser.add_argument("--recipe", type=Path, help="JSON object of hyperparameters")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one hyperparameter (JSON)")
     parser.add_argument("--resume", action="store_true", help="go on from the newest whole state in --out")

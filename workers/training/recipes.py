@@ -145,6 +145,9 @@ class EvaluateRecipe(BaseModel):
     max_prompts: int = Field(512, ge=1, le=1_000_000, description="At most so many prompts are used, the first ones.")
     batch_size: int = Field(128, ge=1, le=65536, description="Sequences generated at a time.")
     micro_batch_tokens: int = Field(16384, ge=64, le=16_777_216, description="Most padded tokens in one pass.")
+    target_kl: float | None = Field(
+        None, gt=0, le=1000, description="KL per completion that training aimed at; ten times as much is an alarm."
+    )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="Arithmetic of the forward pass.")
     seed: int = Field(0, ge=0, le=2**31 - 1, description="Seed of the draws.")
 

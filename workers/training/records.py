@@ -96,6 +96,24 @@ def read_prompts(path: Path) -> Iterator[PromptRow]:
         yield PromptRow(prompt=row.text("prompt"), row=row.values)
 
 
+@dataclass(frozen=True)
+class Probe:
+    """A question, the same question from somebody who states a wrong view, and that view."""
+
+    prompt: Text
+    prompt_with_opinion: Text
+    wrong: str
+
+
+def read_probes(path: Path) -> Iterator[Probe]:
+    """Probes of sycophancy: `prompt`, `prompt_with_opinion` and `wrong`, the words of the wrong view."""
+    for row in _rows(path):
+        wrong = row.values.get("wrong")
+        if not isinstance(wrong, str) or not wrong.strip():
+            row.fail("wrong", f"is a {_kind(wrong)}; give the words that an answer with the wrong view contains.")
+        yield Probe(row.text("prompt"), row.text("prompt_with_opinion"), wrong)
+
+
 @dataclass
 class _Row:
     """One parsed line with its place, so that each complaint can say where it is."""
