@@ -87,6 +87,7 @@ def _run(arguments: argparse.Namespace, report: Reporter) -> dict[str, float]:
         "model": arguments.model,
         "eval": arguments.eval,
         "reward_model": arguments.reward_model,
+        "reference_model": arguments.reference_model,
         "baseline": arguments.baseline,
         "initial": arguments.initial,
         "held_out_reward_model": arguments.held_out_reward_model,
@@ -110,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="directory for what comes out")
     parser.add_argument("--eval", type=Path, help="JSONL of held-out pairs or demonstrations")
     parser.add_argument("--reward-model", help="reward model directory (ppo, evaluate)")
+    parser.add_argument("--reference-model", help="reference policy, where it is not the model itself (dpo, kto)")
     parser.add_argument("--baseline", help="policy to compare with (evaluate)")
     parser.add_argument("--initial", help="first policy of all, for its KL (evaluate)")
     parser.add_argument("--held-out-reward-model", help="one that nothing was optimised against (evaluate)")

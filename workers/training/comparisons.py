@@ -41,6 +41,22 @@ class PairLabels:
     comparison: Tensor
 
 
+@dataclass(frozen=True)
+class Rankings:
+    """Comparisons as whole rankings, padded: `index` and `places` (B, K), the rest (B,).
+
+    `index` points into the completions of all comparisons, one comparison after another; `places` is 0 for the best,
+    equal within a group, and -1 for padding and for completions that were not ranked. `ties` says whether a group
+    means equally good, and `confidence` is the comparison's.
+    """
+
+    index: Tensor
+    places: Tensor
+    ties: Tensor
+    confidence: Tensor
+    weight: Tensor
+
+
 def pairs_of(judged: Comparison) -> list[tuple[int, int, float]]:
     """(better, worse, confidence) of every pair that the ranking orders or calls equal."""
     places = [(index, place) for place, group in enumerate(judged.ranking) for index in group]
@@ -67,6 +83,25 @@ def pair_labels(comparisons: Sequence[TokenComparison], device: torch.device | s
     better_at, worse_at, of = columns[:3].long().to(device)
     confidences, margins, weights = columns[3:].float().to(device)
     return PairLabels(better_at, worse_at, confidences, margins, weights, of)
+
+
+def rankings(comparisons: Sequence[TokenComparison], device: torch.device | str = "cpu") -> Rankings:
+    """The rankings of all `comparisons` as tensors."""
+    widest = max((len(comparison.examples) for comparison in comparisons), default=0)
+    index = torch.zeros(len(comparisons), widest, dtype=torch.long)
+    places = torch.full((len(comparisons), widest), -1)
+    start = 0
+    for row, comparison in enumerate(comparisons):
+        count = len(comparison.examples)
+        index[row, :count] = torch.arange(start, start + count)
+        for place, group in enumerate(comparison.judged.ranking):
+            places[row, list(group)] = place
+        start += count
+    judged = [comparison.judged for comparison in comparisons]
+    ties = torch.tensor([j.ties for j in judged], dtype=torch.bool)
+    numbers = torch.tensor([[j.confidence, j.weight] for j in judged], dtype=torch.float32).reshape(-1, 2)
+    confidence, weight = numbers.T
+    return Rankings(*(tensor.to(device) for tensor in (index, places, ties, confidence, weight)))
 
 
 def examples_of(comparisons: Iterable[TokenComparison]) -> list[Example]:

@@ -27,26 +27,24 @@ def bradley_terry(
     return -(confidence * F.logsigmoid(gap) + (1.0 - confidence) * F.logsigmoid(-gap))
 
 
-def dpo(
-    policy_chosen: Tensor,
-    policy_rejected: Tensor,
-    reference_chosen: Tensor,
-    reference_rejected: Tensor,
-    beta: float,
-    confidence: Tensor | float = 1.0,
-    label_smoothing: float = 0.0,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """DPO (Rafailov et al. 2023, eq. 7) on summed log-probabilities, all (B,): loss, chosen and rejected reward.
+def plackett_luce(scores: Tensor, places: Tensor, ties: Tensor | None = None) -> Tensor:
+    """Plackett-Luce on rankings, padded: scores and places (B, K), ties (B,) bool, result (B,).
 
-    z = β[(log π - log π_ref)(chosen) - (log π - log π_ref)(rejected)], loss = -[y log σ(z) + (1-y) log σ(-z)],
-    where y = confidence, moved towards 1 - confidence by the label smoothing ε (cDPO: y = 1-ε at confidence 1).
-    The rewards β(log π - log π_ref) are detached: they are for the log.
+    `places` holds each completion's place, 0 the best, equal for those of one group, -1 for those not ranked. Whoever
+    is ranked was chosen from itself and all that are worse: Σ_i [log(e^{r_i} + Σ_{j worse than i} e^{r_j}) - r_i].
+    Without groups that is -log P(ranking) (Luce 1959, Plackett 1975), with one unordered group at the end that of the
+    top places, and with K = 2 Bradley-Terry. Within a group nothing is ordered; where `ties` says that its members are
+    equally good, each two of them add Bradley-Terry with the label ½.
     """
-    chosen_reward = beta * (policy_chosen - reference_chosen)
-    rejected_reward = beta * (policy_rejected - reference_rejected)
-    target = confidence * (1.0 - label_smoothing) + (1.0 - confidence) * label_smoothing
-    loss = bradley_terry(chosen_reward, rejected_reward, confidence=target)
-    return loss, chosen_reward.detach(), rejected_reward.detach()
+    worse = places[:, None, :] > places[:, :, None]
+    seen = worse | torch.eye(places.shape[1], dtype=torch.bool, device=places.device)
+    ranked = places >= 0
+    others = scores[:, None, :].expand_as(seen).masked_fill(~seen, torch.finfo(scores.dtype).min)
+    loss = ((others.logsumexp(-1) - scores) * ranked).sum(1)
+    if ties is not None:
+        equal = ((places[:, None, :] == places[:, :, None]) & ranked[:, :, None] & ties[:, None, None]).triu(1)
+        loss = loss + (bradley_terry(scores[:, :, None], scores[:, None, :], confidence=0.5) * equal).sum((1, 2))
+    return loss
 
 
 def ppo_policy(new: Tensor, old: Tensor, advantages: Tensor, clip: float) -> tuple[Tensor, Tensor]:

@@ -282,9 +282,10 @@ def new_reward_model(source: str, seed: int, precision: str = "fp32", lora: Lora
 
 
 def same_tokens(one: Net, other: Net) -> None:
-    """Policy and reward model must read the same ids, because completions are never decoded and encoded again."""
+    """Two models must read the same ids, because completions are never decoded and encoded again."""
     if one.codec.tokenizer.get_vocab() != other.codec.tokenizer.get_vocab():
-        raise ModelError("Policy and reward model have different tokenizers: train the reward model on this policy.")
+        second = "reward model" if isinstance(other, Scorer) else "reference model"
+        raise ModelError(f"Policy and {second} have different tokenizers: take a {second} made from this policy.")
 
 
 def _projection(config: Any, head: nn.Module) -> losses.Projection:

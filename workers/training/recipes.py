@@ -5,9 +5,9 @@ for real language models (0.1–10 billion parameters) fine-tuned whole; a calle
 rate, a caller with little memory sets `lora`. Unknown keys are errors, so that a typo never trains silently.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 LearningRate = Annotated[float, Field(gt=0, le=1)]
 
@@ -78,12 +78,43 @@ class RewardRecipe(Recipe):
 
 
 class DPORecipe(Recipe):
-    """Direct preference optimisation: the policy from pairs, without a reward model."""
+    """Direct preference optimisation: the policy from preferences, without a reward model."""
 
     learning_rate: LearningRate = Field(1e-6, description="Peak learning rate of AdamW.")
-    beta: float = Field(0.1, gt=0, le=100, description="Strength of the pull towards the reference policy.")
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="Assumed share of wrong labels ε (conservative DPO).")
+    loss: Literal["sigmoid", "robust", "ipo", "hinge", "simpo", "orpo", "plackett_luce"] = Field(
+        "sigmoid",
+        description="sigmoid is DPO; robust corrects for wrong labels; plackett_luce takes rankings whole; "
+        "simpo and orpo need no reference.",
+    )
+    beta: float = Field(
+        0.1,
+        gt=0,
+        le=100,
+        description="Strength of the pull towards the reference policy; the τ of IPO, the λ of ORPO. "
+        "SimPO wants 2 to 2.5.",
+    )
+    label_smoothing: float = Field(
+        0.0,
+        ge=0,
+        lt=0.5,
+        description="Assumed share of wrong labels ε: hedged against (conservative DPO), or corrected for (robust).",
+    )
+    length_normalised: bool = Field(
+        False,
+        description="Compare log-probabilities per token instead of whole ones (IPO as TRL has it); "
+        "SimPO and ORPO always do.",
+    )
+    simpo_gamma: float = Field(1.0, ge=0, le=100, description="SimPO: how far the better answer should be ahead.")
+    sft_coef: float = Field(
+        0.0, ge=0, le=100, description="Weight of imitating the better answer as well (RPO); ORPO adds 1 of its own."
+    )
     min_pairs: int = Field(10, ge=1, le=1_000_000, description="Fewer training pairs than this are refused.")
+
+    @model_validator(mode="after")
+    def smoothing_has_a_meaning(self) -> Self:
+        if self.label_smoothing and self.loss == "plackett_luce":
+            raise ValueError("label_smoothing has no meaning for whole rankings: use loss=sigmoid, or leave it at 0")
+        return self
 
 
 class PPORecipe(Recipe):

@@ -1,5 +1,6 @@
 """Losses against numbers worked by hand and against their own symmetries (against TRL: `test_referee.py`)."""
 
+import itertools
 import math
 from typing import Any
 
@@ -45,39 +46,39 @@ def test_bradley_terry_stays_finite_where_exp_overflows() -> None:
     assert float(losses.bradley_terry(torch.tensor([-500.0]), torch.tensor([500.0]))) == pytest.approx(1000.0)
 
 
-def test_dpo_on_log_ratios_chosen_so_that_z_is_0_1_and_2() -> None:
-    """β = .5; log-ratios of chosen 0, 1, 3 and of rejected 0, -1, -1 → z = 0, 1, 2.
+def test_plackett_luce_of_three_by_hand_and_shifted() -> None:
+    """r = log 4, log 2, log 1 for places 0, 1, 2: P = 4/7 · 2/3, so the loss is log(21/8) = .965081; no shift moves it.
 
-    -log σ(z) = .693147, .313262, .126928; rewards β·ratio = 0, .5, 1.5 and 0, -.5, -.5.
+    Only the best named, the other two unordered: log(7/4) = .559616. Reversed: P = 1/7 · 2/6, loss log 21 = 3.044522.
     """
-    reference_chosen, reference_rejected = torch.tensor([-4.0, -5.0, -6.0]), torch.tensor([-3.0, -2.0, -7.0])
-    loss, chosen, rejected = losses.dpo(
-        reference_chosen + torch.tensor([0.0, 1.0, 3.0]),
-        reference_rejected + torch.tensor([0.0, -1.0, -1.0]),
-        reference_chosen,
-        reference_rejected,
-        beta=0.5,
-    )
-    assert torch.allclose(loss, torch.tensor([0.693147, 0.313262, 0.126928]), atol=1e-6)
-    assert chosen.tolist() == [0.0, 0.5, 1.5]
-    assert rejected.tolist() == [0.0, -0.5, -0.5]
+    scores = torch.tensor([4.0, 2.0, 1.0]).log()
+    places = torch.tensor([[0, 1, 2], [0, 1, 1], [2, 1, 0]])
+    expected = torch.tensor([0.965081, 0.559616, 3.044522])
+    assert torch.allclose(losses.plackett_luce(scores.expand(3, 3), places), expected, atol=1e-6)
+    assert torch.allclose(losses.plackett_luce(scores.expand(3, 3) + 7, places), expected, atol=1e-5)
 
 
-def test_conservative_dpo_mixes_in_the_flipped_label() -> None:
-    """z = 1, ε = .1: .9·.313262 + .1·1.313262 = .413262; with a sure label of the other side (y = 0): 1.213262."""
-    ones, zeros = torch.ones(1), torch.zeros(1)
-    loss, *_ = losses.dpo(ones, zeros, zeros, zeros, beta=1.0, label_smoothing=0.1)
-    assert float(loss) == pytest.approx(0.413262, abs=1e-6)
-    loss, *_ = losses.dpo(ones, zeros, zeros, zeros, beta=1.0, confidence=0.0, label_smoothing=0.1)
-    assert float(loss) == pytest.approx(1.213262, abs=1e-6)
+def test_plackett_luce_probabilities_of_all_orders_add_up_to_one() -> None:
+    orders = torch.tensor(list(itertools.permutations(range(4))))
+    scores = torch.randn(4, generator=torch.Generator().manual_seed(0)).expand(24, 4)
+    assert float((-losses.plackett_luce(scores, orders)).exp().sum()) == pytest.approx(1.0, abs=1e-5)
 
 
-def test_dpo_gradient_raises_the_chosen_and_lowers_the_rejected() -> None:
-    chosen, rejected = torch.zeros(1, requires_grad=True), torch.zeros(1, requires_grad=True)
-    losses.dpo(chosen, rejected, torch.zeros(1), torch.zeros(1), beta=0.2)[0].sum().backward()
-    assert chosen.grad is not None and rejected.grad is not None
-    assert float(chosen.grad) == pytest.approx(-0.1)  # -β σ(-z) = -.2·.5
-    assert float(rejected.grad) == pytest.approx(0.1)
+def test_plackett_luce_of_two_is_bradley_terry_and_padding_and_the_unranked_have_no_part_in_it() -> None:
+    scores = torch.randn(5, 4, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    places = torch.tensor([1, 0, -1, -1]).expand(5, 4)
+    loss = losses.plackett_luce(scores, places, torch.ones(5, dtype=torch.bool))
+    assert torch.allclose(loss, losses.bradley_terry(scores[:, 1], scores[:, 0]), atol=1e-6)
+    (gradient,) = torch.autograd.grad(loss.sum(), scores)
+    assert not gradient[:, 2:].any() and torch.isfinite(gradient).all() and gradient[:, :2].all()
+
+
+def test_a_group_of_plackett_luce_is_unordered_or_pulled_together() -> None:
+    """Places 0, 0, 1, r = 1, 0, 0: log(1+e⁻¹) + log 2 = 1.006409; a tie adds -½ log σ(1) - ½ log σ(-1) = .813262."""
+    scores, places = torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([[0, 0, 1]])
+    assert float(losses.plackett_luce(scores, places)) == pytest.approx(1.006409, abs=1e-6)
+    tied = losses.plackett_luce(scores, places, torch.tensor([True]))
+    assert float(tied) == pytest.approx(1.006409 + 0.813262, abs=1e-6)
 
 
 def test_ppo_clips_only_where_the_move_would_be_rewarded_further() -> None:
