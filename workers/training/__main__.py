@@ -94,6 +94,7 @@ def _run(arguments: argparse.Namespace, report: Reporter) -> dict[str, float]:
         "demonstrations": arguments.demonstrations,
         "sycophancy": arguments.sycophancy,
         "previous": arguments.previous,
+        "ptx_data": arguments.ptx_data,
         "resume": arguments.resume,
     }
     known = inspect.signature(train).parameters
@@ -118,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--demonstrations", type=Path, help="JSONL whose loss is reported (evaluate)")
     parser.add_argument("--sycophancy", type=Path, help="JSONL of prompt, prompt_with_opinion, wrong (evaluate)")
     parser.add_argument("--previous", type=Path, action="append", default=[], help="earlier report.json, oldest first")
+    parser.add_argument("--ptx-data", type=Path, help="JSONL of demonstrations to keep in mind (ppo with ptx_coef)")
     parser.add_argument("--recipe", type=Path, help="JSON object of hyperparameters")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one hyperparameter (JSON)")
     parser.add_argument("--resume", action="store_true", help="go on from the newest whole state in --out")

@@ -1,6 +1,7 @@
 """From one score per completion to one advantage per token: KL-shaped rewards, GAE, whitening.
 
-Shapes: (B, R), B completions of at most R tokens, `mask` true at real tokens, which are contiguous from column 0.
+Shapes: (B, R), B completions of at most R tokens, `mask` true at the tokens that the policy wrote. It may have holes,
+where a tool or a user spoke in between: nothing is learned there, and what follows carries over them.
 """
 
 import torch
@@ -14,26 +15,26 @@ def shaped_rewards(scores: Tensor, new: Tensor, reference: Tensor, mask: Tensor,
     reference, and k1 in the loss has none at all in expectation: both leave the policy as good as unpenalised.
     """
     rewards = -beta * (new - reference) * mask
-    last = mask.sum(1) - 1
+    last = mask.shape[1] - 1 - mask.flip(1).int().argmax(1)
     return rewards.scatter_add(1, last[:, None], scores[:, None].to(rewards.dtype))
 
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation (Schulman et al. 2016, eq. 16): advantages and returns = A + V, both (B, R).
 
-    δ_t = r_t + γ V_{t+1} - V_t and A_t = δ_t + γλ A_{t+1}; nothing follows the last token. Both are 0 off the mask.
+    δ_t = r_t + γ V_{t+1} - V_t and A_t = δ_t + γλ A_{t+1}; nothing follows the last token. t+1 is the next token of the
+    mask, whatever stands between. Both are 0 off the mask.
     """
-    real = mask.to(values.dtype)
-    values = values * real
     following = torch.zeros_like(values[:, 0])
     next_value = torch.zeros_like(following)
     advantages = torch.zeros_like(values)
     for t in range(values.shape[1] - 1, -1, -1):
+        real = mask[:, t]
         delta = rewards[:, t] + gamma * next_value - values[:, t]
-        following = (delta + gamma * lam * following) * real[:, t]
+        following = torch.where(real, delta + gamma * lam * following, following)
+        next_value = torch.where(real, values[:, t], next_value)
         advantages[:, t] = following
-        next_value = values[:, t]
-    return advantages, (advantages + values) * real
+    return advantages * mask, (advantages + values) * mask
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:

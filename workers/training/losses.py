@@ -4,6 +4,8 @@ All are in natural logarithms and unreduced over examples, so that the caller ca
 optimiser step (micro-batches of unequal size must not be averaged twice).
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -47,15 +49,30 @@ def plackett_luce(scores: Tensor, places: Tensor, ties: Tensor | None = None) ->
     return loss
 
 
-def ppo_policy(new: Tensor, old: Tensor, advantages: Tensor, clip: float) -> tuple[Tensor, Tensor]:
+def ppo_policy(
+    new: Tensor, old: Tensor, advantages: Tensor, clip: float, dual_clip: float | None = None
+) -> tuple[Tensor, Tensor]:
     """Clipped surrogate (Schulman et al. 2017, eq. 7): max(-Aρ, -A clip(ρ, 1±ε)) per token, and the ratio ρ.
 
     Log-probabilities and advantages have one shape; ρ = exp(new - old) with the log-ratio clamped to ±20, so that a
-    runaway token cannot overflow. Positions outside the mask are the caller's to leave out.
+    runaway token cannot overflow. `dual_clip` c > 1 bounds the loss of a bad token by -cA, however much likelier it has
+    become (Ye et al. 2020, eq. 5). Positions outside the mask are the caller's to leave out.
     """
     ratio = (new - old).clamp(-20.0, 20.0).exp()
     clipped = ratio.clamp(1.0 - clip, 1.0 + clip)
-    return torch.maximum(-advantages * ratio, -advantages * clipped), ratio
+    loss = torch.maximum(-advantages * ratio, -advantages * clipped)
+    if dual_clip is not None:
+        loss = torch.where(advantages < 0, torch.minimum(loss, -advantages * dual_clip), loss)
+    return loss, ratio
+
+
+def k3(new: Tensor, reference: Tensor) -> Tensor:
+    """Schulman's estimator of KL(π‖π_ref) for each token: e^d - 1 - d with d = log π_ref - log π, never negative.
+
+    `expm1`, because e^d - 1 loses all its digits near the reference, where d is small.
+    """
+    gap = (reference - new).clamp(-20.0, 20.0)
+    return torch.expm1(gap) - gap
 
 
 def ppo_value(values: Tensor, old_values: Tensor, returns: Tensor, clip: float) -> Tensor:
@@ -70,6 +87,12 @@ def token_log_probs(logits: Tensor, targets: Tensor, temperature: float = 1.0) -
     return scaled.gather(-1, targets[:, None]).squeeze(-1) - scaled.logsumexp(-1)
 
 
+@torch.no_grad()
+def token_entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """-Σ p log p of softmax(logits / T) in nats, without gradient: logits (N, V) → (N,)."""
+    return torch.special.entr((logits.float() / temperature).softmax(-1)).sum(-1)
+
+
 def projected_log_probs(project: "Projection", hidden: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
     """Log-probabilities of `targets` (N,) from hidden states (N, d) through the language-model head.
 
@@ -80,7 +103,24 @@ def projected_log_probs(project: "Projection", hidden: Tensor, targets: Tensor, 
     def tile(part: Tensor, wanted: Tensor) -> Tensor:
         return token_log_probs(project(part), wanted, temperature)
 
-    rows = max(1, _TILE // project.vocabulary)
+    return _in_tiles(tile, project.vocabulary, hidden, targets)
+
+
+def projected_log_probs_and_entropy(
+    project: "Projection", hidden: Tensor, targets: Tensor, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """The same, and from the same logits the entropy of the distribution that each target came from: both (N,)."""
+
+    def tile(part: Tensor, wanted: Tensor) -> Tensor:
+        logits = project(part)
+        return torch.stack([token_log_probs(logits, wanted, temperature), token_entropy(logits, temperature)], dim=-1)
+
+    log_probs, entropy = _in_tiles(tile, project.vocabulary, hidden, targets).unbind(-1)
+    return log_probs, entropy.detach()
+
+
+def _in_tiles(tile: Callable[[Tensor, Tensor], Tensor], vocabulary: int, hidden: Tensor, targets: Tensor) -> Tensor:
+    rows = max(1, _TILE // vocabulary)
     if len(targets) <= rows:
         return tile(hidden, targets)
     parts = zip(hidden.split(rows), targets.split(rows), strict=True)

@@ -42,7 +42,7 @@ class Net:
         self.enough = 512 if self.device.type == "cpu" else 8192
         self.takes_positions = "position_ids" in inspect.signature(model.base_model.forward).parameters
         if lora is not None:
-            self.peft = _attach(self.model, lora, seed)
+            self.peft = attach(self.model, lora, seed)
 
     @property
     def context_length(self) -> int:
@@ -118,6 +118,10 @@ class Net:
             states: Tensor = self.model.base_model(input_ids=batch.ids, use_cache=False, **options)[0]
         return states.flatten(0, 1)
 
+    def reading(self) -> AbstractContextManager[Any]:
+        """Around a forward pass with its backward pass: the net that shares its weights with others has its turn."""
+        return nullcontext()
+
     def freeze(self) -> None:
         """No gradients for any weight."""
         self.model.requires_grad_(False)
@@ -145,6 +149,13 @@ class Policy(Net):
         with self.arithmetic():
             values = losses.projected_log_probs(self.project, hidden, batch.targets, temperature)
         return batch.spread(values)
+
+    def log_probs_and_entropy(self, batch: Batch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        """`log_probs`, and the entropy of the distribution that each token was drawn from, without gradient."""
+        hidden = self.states(batch)[batch.before]
+        with self.arithmetic():
+            values = losses.projected_log_probs_and_entropy(self.project, hidden, batch.targets, temperature)
+        return batch.spread(values[0]), batch.spread(values[1])
 
     def completion_log_probs(self, examples: Sequence[Example], temperature: float = 1.0) -> Tensor:
         """log π(y | x), summed over the completion: (B,), with gradients."""
@@ -325,7 +336,7 @@ def _merged_adapter(auto: Any, source: str, dtype: torch.dtype, **options: Any) 
     return PeftModel.from_pretrained(model, source, use_safetensors=True).merge_and_unload()
 
 
-def _attach(model: Any, lora: Lora, seed: int) -> Any:
+def attach(model: Any, lora: Lora, seed: int) -> Any:
     """Adapters on every linear layer of the backbone, never on the head; drawn from `seed` alone."""
     from peft import LoraConfig, get_peft_model
     from transformers.pytorch_utils import Conv1D

@@ -133,19 +133,47 @@ class PPORecipe(Recipe):
     )
     kl_horizon: float = Field(10_000, gt=0, le=1e9, description="Episodes over which the adaptive beta moves.")
     max_approx_kl: float | None = Field(
-        None, gt=0, le=100, description="Stop the inner epochs when one update moved the policy further than this."
+        None,
+        gt=0,
+        le=100,
+        description="Stop the inner epochs when the policy has moved further than this from the one that sampled "
+        "(nats per token, estimator k3); 1.5 times the move that is wanted is usual.",
     )
     gamma: float = Field(1.0, ge=0, le=1, description="Discount per token.")
     lam: float = Field(0.95, ge=0, le=1, description="λ of generalised advantage estimation.")
     clip: float = Field(0.2, gt=0, lt=1, description="Clip range of the probability ratio.")
+    dual_clip: float | None = Field(
+        None, gt=1, le=100, description="Bound the loss of a bad token by this times its advantage; 3 is usual."
+    )
     value_clip: float = Field(0.2, gt=0, le=100, description="Clip range of the value update.")
     value_coef: float = Field(0.5, ge=0, le=100, description="Weight of the value loss.")
+    value_init: Literal["reward", "zero"] = Field(
+        "reward",
+        description="The value model starts as the reward model, or as the policy's backbone with a head of zeros.",
+    )
+    freeze_policy_steps: int = Field(
+        0, ge=0, le=1_000_000, description="First steps in which the value model alone is trained."
+    )
+    ptx_coef: float = Field(
+        0.0, ge=0, le=1000, description="Weight of the loss per token on demonstrations (PPO-ptx); 0 leaves it out."
+    )
+    ptx_batch_size: int = Field(32, ge=1, le=65536, description="Demonstrations per optimiser step, with ptx_coef.")
     temperature: float = Field(1.0, gt=0, le=10, description="Sampling temperature, also in all log-probabilities.")
     max_new_tokens: int = Field(128, ge=1, le=131_072, description="Longest completion, in tokens.")
+    missing_eos: Literal["penalty", "replace"] = Field(
+        "penalty",
+        description="A completion that did not end by itself: take the penalty off its score, or score it minus that.",
+    )
     missing_eos_penalty: float = Field(
-        1.0, ge=0, le=100, description="Taken off the score of a completion that did not end by itself."
+        1.0, ge=0, le=100, description="The penalty of a completion that did not end by itself."
     )
     score_clip: float = Field(10.0, gt=0, le=1e6, description="Normalised scores are clipped to ± this.")
+    sampler_ratio_cap: float | None = Field(
+        None,
+        ge=1,
+        le=100,
+        description="bf16: weigh each token by how likely the trainer finds it against the sampler, at most this much.",
+    )
     whiten_rewards: bool = Field(False, description="Scale per-token rewards to unit variance, mean kept.")
 
 

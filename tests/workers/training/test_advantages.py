@@ -35,6 +35,17 @@ def test_gae_with_discount_by_hand() -> None:
     assert torch.allclose(advantages, torch.tensor([[2.75, -4.0]]))
 
 
+def test_where_somebody_else_spoke_in_between_advantages_carry_over() -> None:
+    """As if the hole were not there: γ = 1, λ = .5, r = 1, 2, V = 1, 1 as in row 2 above, a tool between them."""
+    mask = torch.tensor([[True, False, True, False]])
+    rewards, values = torch.tensor([[1.0, 50.0, 2.0, 50.0]]), torch.tensor([[1.0, 70.0, 1.0, 70.0]])
+    advantages, returns = gae(rewards, values, mask, 1.0, 0.5)
+    assert torch.equal(advantages, torch.tensor([[1.5, 0.0, 1.0, 0.0]]))
+    assert torch.equal(returns, torch.tensor([[2.5, 0.0, 2.0, 0.0]]))
+    shaped = shaped_rewards(torch.tensor([9.0]), torch.zeros(1, 4), torch.zeros(1, 4), mask, 1.0)
+    assert torch.equal(shaped, torch.tensor([[0.0, 0.0, 9.0, 0.0]]))
+
+
 def test_with_lambda_one_and_no_discount_returns_are_the_rewards_to_go() -> None:
     rewards = torch.randn(4, 6) * torch.ones(4, 6)
     mask = torch.ones(4, 6, dtype=torch.bool)

@@ -89,6 +89,20 @@ def test_ppo_clips_only_where_the_move_would_be_rewarded_further() -> None:
     assert torch.allclose(ratio, torch.tensor([1.5, 0.5, 1.5, 0.5]), atol=1e-6)
 
 
+def test_a_dual_clip_bounds_the_loss_of_a_bad_token_and_of_no_other() -> None:
+    """c = 3. A = -1, ρ = 5 → 3 instead of 5; ρ = 2 → 2 as before; A = 1, ρ = 5 → -1.2 as before."""
+    new = torch.tensor([5.0, 2.0, 5.0]).log()
+    loss, _ = losses.ppo_policy(new, torch.zeros(3), torch.tensor([-1.0, -1.0, 1.0]), clip=0.2, dual_clip=3.0)
+    assert torch.allclose(loss, torch.tensor([3.0, 2.0, -1.2]), atol=1e-6)
+
+
+def test_entropy_is_that_of_the_whole_distribution_at_the_temperature() -> None:
+    """p = ¼, ¾: .562335 nats; at T = ½ p = .1, .9: .325083; a token that cannot come adds nothing."""
+    logits = torch.tensor([[0.0, math.log(3), -math.inf]])
+    assert float(losses.token_entropy(logits)) == pytest.approx(0.562335, abs=1e-6)
+    assert float(losses.token_entropy(logits, 0.5)) == pytest.approx(0.325083, abs=1e-6)
+
+
 def test_ppo_survives_a_runaway_log_ratio() -> None:
     loss, ratio = losses.ppo_policy(torch.tensor([900.0]), torch.zeros(1), torch.tensor([-1.0]), clip=0.2)
     assert math.isfinite(float(loss)) and float(ratio) == pytest.approx(math.exp(20), rel=1e-5)

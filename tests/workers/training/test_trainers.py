@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.workers.training.nets_in_memory import Recorder, example, save_model, toy_pairs, toy_prompts, write_jsonl
-from workers.training import dpo, nets, optimisation, ppo, reward, sft
+from workers.training import dpo, losses, nets, optimisation, ppo, reward, sft
 from workers.training.checkpoints import verify
 from workers.training.comparisons import TokenComparison, encode
 from workers.training.errors import Interrupted, TooFewError
@@ -177,8 +177,8 @@ def test_ppo_refuses_to_train_when_sampler_and_trainer_disagree(
 ) -> None:
     from workers.training.errors import TrainingError
 
-    log_probs = nets.Policy.log_probs
-    monkeypatch.setattr(nets.Policy, "log_probs", lambda self, batch, t=1.0: log_probs(self, batch, t * 1.5))
+    log_probs = losses.token_log_probs
+    monkeypatch.setattr(losses, "token_log_probs", lambda logits, targets, t=1.0: log_probs(logits, targets, t * 1.5))
     with pytest.raises(TrainingError, match="sampler and trainer differ"):
         stages["ppo"](tmp_path / "out", Recorder(), False)
 
