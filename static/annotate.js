@@ -366,7 +366,7 @@ const toggleGuidelines = () => {
 if (guidelines) {
   find("guidelines-changed").hidden = [null, workspace.dataset.guidelines].includes(store.get(seenKey));
   workspace.classList.toggle("with-guidelines", Boolean(form()) && store.get(seenKey) !== workspace.dataset.guidelines);
-  for (const id of ["guidelines-button", "guidelines-close"]) {
+  for (const id of ["guidelines-button", "guidelines-close", "guidelines-done"]) {
     find(id).addEventListener("click", (event) => {
       event.preventDefault();
       toggleGuidelines();

@@ -355,6 +355,20 @@ def test_by_thumb_on_a_phone(desk: Desk, open_page: OpenPage) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") == 390
 
 
+def test_on_a_phone_the_guidelines_lead_on_and_nothing_covers_the_scale(desk: Desk, open_page: OpenPage) -> None:
+    page = open_page(desk.anna, desk.path, phone=True)
+    expect(page.locator("html.scripted")).to_be_attached()
+    page.get_by_role("link", name="To the comparison").tap()
+    expect(page.locator("#guidelines")).to_be_hidden()
+    page.locator(".scale .tile").first.tap()
+    page.get_by_role("button", name="Submit").tap()
+    expect(page.locator("#snack")).to_be_visible()
+    page.locator("#comment").fill("A comment that is long enough to take more than one line of a phone. " * 3)
+    snack, scale = page.locator("#snack").bounding_box(), page.locator(".scale").bounding_box()
+    assert snack and scale
+    assert snack["y"] + snack["height"] <= scale["y"]
+
+
 @pytest.mark.parametrize("size", [(640, 400), (1024, 600), (1920, 1080)])
 def test_scale_and_submit_stay_in_view_at_every_size_with_long_texts(
     desk: Desk, open_page: OpenPage, size: tuple[int, int]
