@@ -1,6 +1,11 @@
 // What every page needs beyond HTML: theme, menus, dialogs, copying, toasts, and htmx's manners.
 
 const root = document.documentElement;
+// A success may go by itself, unless somebody is at it; an error stays until it has been read.
+const goes = (toast) => {
+  if (toast.matches(".toast-danger")) return;
+  setTimeout(() => (toast.matches(":hover, :focus-within") ? goes(toast) : toast.remove()), 6000);
+};
 const message = (text, kind = "success") => {
   const toast = document.createElement("div");
   toast.className = `toast toast-${kind}`;
@@ -10,10 +15,10 @@ const message = (text, kind = "success") => {
   close.addEventListener("click", () => toast.remove());
   toast.append(text, close);
   document.getElementById("toasts").append(toast);
-  // A success may go by itself; an error stays until it has been read.
-  if (kind !== "danger") setTimeout(() => toast.remove(), 6000);
+  goes(toast);
 };
 export { message };
+for (const toast of document.querySelectorAll(".toast")) goes(toast);
 
 // ---- theme: system, light, dark ----
 const themes = ["system", "light", "dark"];
