@@ -72,7 +72,7 @@ def quality(request: Request, db: Db, campaign: LedCampaign) -> Response:
 
 def _pulse(db: Session, campaign: Campaign) -> dict[str, Any]:
     counts = progress.measure(db, [campaign.id])[campaign.id]
-    a_day = progress.pace(db, campaign.id)
+    a_day, days = progress.pace(db, campaign.id), progress.per_day(db, campaign.id, CHART_DAYS)
     live, finished = rounds.live_round(db, campaign.id), rounds.last_finished(db, campaign.id)
     sample = sampling.newest(db, campaign.id)
     people = members.of(db, campaign.id)
@@ -91,9 +91,10 @@ def _pulse(db: Session, campaign: Campaign) -> dict[str, Any]:
     return {
         "counts": counts,
         "prompt_count": prompts,
-        "pace": a_day,
+        # Twenty quick minutes are not a day's work: no average is above the busiest day there was.
+        "pace": min(a_day, max(count for _, count in days)) if a_day else None,
         "seconds_left": progress.seconds_left(counts.left, a_day),
-        "days": progress.per_day(db, campaign.id, CHART_DAYS),
+        "days": days,
         "needs": attention.needs(facts),
         "live": live,
         "finished": finished,
