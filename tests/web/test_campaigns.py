@@ -3,14 +3,16 @@
 import json
 import re
 import uuid
+from datetime import UTC, datetime, timedelta
 from html import unescape
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 
 from app.accounts.models import CampaignRole, Link, Membership, Role
 from app.annotation import leasing, submission
+from app.annotation.models import Annotation
 from app.campaigns import prompts
 from app.campaigns.models import Campaign, CampaignState, Guidelines, Prompt
 from app.comparisons.models import Comparison
@@ -295,6 +297,17 @@ def test_an_annotator_who_prefers_a_position_is_pointed_out_in_words(world: Worl
     assert "chose the response shown first in 100 % of 12 preferences" in page
 
 
+def test_twenty_quick_minutes_are_not_told_as_thousands_of_answers_a_day(world: World, lead: Browser) -> None:
+    answer(world, 12)
+    began = datetime.now(UTC) - timedelta(minutes=20)
+    with transaction() as session:
+        session.execute(update(Annotation).values(created_at=began))
+    page = lead.get(f"/campaigns/{world.campaign}/pulse").text
+    told = re.search(r'Answers per day.*?stat-value">([^<]*)<', page, re.S)
+    assert told and 0 < float(told[1].replace(",", "")) <= 12
+    assert "864" not in page  # what 12 in 20 minutes would come to
+
+
 def test_the_moving_part_is_a_fragment_of_its_own(world: World, lead: Browser) -> None:
     response = lead.get(f"/campaigns/{world.campaign}/pulse", headers={"HX-Request": "true"})
     assert response.status_code == 200 and "<html" not in response.text
@@ -333,6 +346,13 @@ def test_the_malformed_line_731_of_a_thousand_is_named_and_the_rest_stored(world
     page = said(response)
     assert "999 added" in page and "1 line left out" in page and "Line 731" in page and "not valid JSON" in page
     assert count(Comparison, world.campaign) == 999
+
+
+def test_a_file_of_which_nothing_is_good_is_not_told_as_stored(world: World, lead: Browser) -> None:
+    path = f"/campaigns/{world.campaign}/prompts/comparisons"
+    response = upload(lead, path, "comparisons", ("pairs.jsonl", '{"nope": 1}\n42\n'))
+    page = said(response)
+    assert "2 lines left out" in page and "Nothing was stored" in page and "What was good is stored" not in page
 
 
 def test_prompts_are_found_by_what_they_say_whatever_signs_that_has(world: World, lead: Browser) -> None:

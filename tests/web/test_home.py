@@ -42,6 +42,12 @@ def test_says_how_much_is_left_and_what_i_did_today(world: World) -> None:
     assert "Second" not in page
 
 
+def test_the_page_is_titled_as_the_way_to_it_is(world: World) -> None:
+    with_pairs(world, 1)
+    assert "<h1>Campaigns</h1>" in world.browser("annotator").get("/").text
+    assert "<h1>Annotate</h1>" in world.browser("lead").get("/").text  # /campaigns is another page for them
+
+
 def test_yesterdays_answers_are_not_todays(world: World) -> None:
     with_pairs(world, 3)
     answer_one(world)
