@@ -25,7 +25,7 @@ from typing import Any, NoReturn, TextIO
 from workers.training.errors import DataError, DiskFullError, OutOfMemoryError, TrainingError
 from workers.training.report import Reporter
 
-STAGES = ("sft", "reward", "dpo", "ppo", "sample", "evaluate", "tiny")
+STAGES = ("sft", "reward", "dpo", "ppo", "grpo", "rloo", "best_of_n", "sample", "evaluate", "tiny")
 _NEEDED = {"ppo": ("model", "reward_model"), "evaluate": ("model", "baseline"), "tiny": ()}
 
 
@@ -88,6 +88,7 @@ def _run(arguments: argparse.Namespace, report: Reporter) -> dict[str, float]:
         "eval": arguments.eval,
         "reward_model": arguments.reward_model,
         "reference_model": arguments.reference_model,
+        "rewards": arguments.rewards,
         "baseline": arguments.baseline,
         "initial": arguments.initial,
         "held_out_reward_model": arguments.held_out_reward_model,
@@ -111,8 +112,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", help="model directory or Hugging Face hub id to start from")
     parser.add_argument("--out", type=Path, required=True, help="directory for what comes out")
     parser.add_argument("--eval", type=Path, help="JSONL of held-out pairs or demonstrations")
-    parser.add_argument("--reward-model", help="reward model directory (ppo, evaluate)")
     parser.add_argument("--reference-model", help="reference policy, where it is not the model itself (dpo, kto)")
+    parser.add_argument("--reward-model", help="reward model directory (ppo, grpo, rloo, …)")
+    parser.add_argument("--rewards", type=Path, help="JSON list of reward components (grpo, rloo, best_of_n)")
     parser.add_argument("--baseline", help="policy to compare with (evaluate)")
     parser.add_argument("--initial", help="first policy of all, for its KL (evaluate)")
     parser.add_argument("--held-out-reward-model", help="one that nothing was optimised against (evaluate)")

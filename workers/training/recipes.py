@@ -177,6 +177,71 @@ class PPORecipe(Recipe):
     whiten_rewards: bool = Field(False, description="Scale per-token rewards to unit variance, mean kept.")
 
 
+class GroupRecipe(Recipe):
+    """What GRPO and RLOO share: several completions of each prompt, compared with one another."""
+
+    epochs: float = Field(1, gt=0, le=1000, description="Passes over the prompts, when `steps` is null.")
+    batch_size: int = Field(16, ge=1, le=65536, description="Prompts, hence groups, per rollout (one step).")
+    learning_rate: LearningRate = Field(1e-6, description="Peak learning rate of AdamW.")
+    group_size: int = Field(8, ge=2, le=1024, description="Completions of each prompt, G.")
+    steps: int | None = Field(None, ge=1, le=1_000_000, description="Rollouts; null derives them from `epochs`.")
+    inner_epochs: int = Field(1, ge=1, le=100, description="Passes over each rollout.")
+    minibatches: int = Field(1, ge=1, le=1024, description="Optimiser steps per inner epoch.")
+    clip: float = Field(0.2, gt=0, lt=1, description="Clip range of the probability ratio.")
+    clip_high: float | None = Field(
+        None, gt=0, le=100, description="Upper clip range, where it differs (DAPO: 0.28); null: as `clip`."
+    )
+    temperature: float = Field(1.0, gt=0, le=10, description="Sampling temperature, also in all log-probabilities.")
+    max_new_tokens: int = Field(256, ge=1, le=131_072, description="Longest completion, in tokens.")
+    mask_truncated: bool = Field(False, description="Leave completions that did not end out of the loss (DAPO).")
+    max_draws: int = Field(
+        1, ge=1, le=1024, description="Rollouts drawn until `batch_size` groups differ in reward (DAPO); 1 keeps all."
+    )
+
+
+class GRPORecipe(GroupRecipe):
+    """Group relative policy optimisation against reward models and verifiers."""
+
+    beta: float = Field(0.0, ge=0, le=100, description="Weight of the KL penalty in the loss; 0 needs no reference.")
+    scale: Literal["group", "batch", "none"] = Field(
+        "group", description="Whose standard deviation divides the advantages; none is Dr. GRPO."
+    )
+    normalise: Literal["tokens", "sequences", "constant"] = Field(
+        "tokens",
+        description="What the loss is averaged over: all tokens (DAPO), each sequence's tokens and then sequences "
+        "(the first GRPO), or max_new_tokens times sequences (Dr. GRPO).",
+    )
+    ratio: Literal["token", "sequence"] = Field(
+        "token", description="Probability ratio of each token, or the geometric mean of the sequence's (GSPO)."
+    )
+
+
+class RLOORecipe(GroupRecipe):
+    """REINFORCE with the other completions of the prompt as baseline, KL penalty inside the reward."""
+
+    beta: float = Field(0.05, ge=0, le=100, description="Weight of the KL to the starting policy, in the reward.")
+
+
+class BestOfNRecipe(BaseModel):
+    """Draw n completions of each prompt and keep the best, as demonstrations and as pairs."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    n: int = Field(8, ge=2, le=4096, description="Completions per prompt.")
+    temperature: float = Field(1.0, gt=0, le=10, description="Sampling temperature.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus: the smallest set with this much probability.")
+    max_new_tokens: int = Field(256, ge=1, le=131_072, description="Longest completion, in tokens.")
+    max_length: int = Field(1024, ge=8, le=1_048_576, description="Tokens of prompt + completion.")
+    min_reward: float | None = Field(
+        None, description="Keep only what scores at least this (rejection sampling); null keeps the best whatever."
+    )
+    ended_only: bool = Field(True, description="A completion that was cut off is never the best.")
+    batch_size: int = Field(128, ge=1, le=65536, description="Sequences generated at a time.")
+    micro_batch_tokens: int = Field(16384, ge=64, le=16_777_216, description="Most padded tokens in one scoring pass.")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="Arithmetic of the forward pass.")
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="Seed of the draws.")
+
+
 class SampleRecipe(BaseModel):
     """Draw completions for prompts."""
 
@@ -231,6 +296,9 @@ RECIPES: dict[str, type[BaseModel]] = {
     "reward": RewardRecipe,
     "dpo": DPORecipe,
     "ppo": PPORecipe,
+    "grpo": GRPORecipe,
+    "rloo": RLOORecipe,
+    "best_of_n": BestOfNRecipe,
     "sample": SampleRecipe,
     "evaluate": EvaluateRecipe,
     "tiny": TinyRecipe,

@@ -91,9 +91,10 @@ def read_demonstrations(path: Path) -> Iterator[Demonstration]:
 
 
 def read_prompts(path: Path) -> Iterator[PromptRow]:
-    """Rows with a `prompt`; all other columns are passed through untouched."""
+    """Rows with a `prompt` (or `question`, GSM8K's name for it); all columns are passed through untouched."""
     for row in _rows(path):
-        yield PromptRow(prompt=row.text("prompt"), row=row.values)
+        field = "question" if "question" in row.values and "prompt" not in row.values else "prompt"
+        yield PromptRow(prompt=row.text(field), row=row.values)
 
 
 @dataclass(frozen=True)

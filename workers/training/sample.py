@@ -45,7 +45,7 @@ def train(recipe: SampleRecipe, data: Path, out: Path, report: Reporter, *, mode
             break
 
     completions = [[c for c in row if c is not None] for row in drawn]
-    _write(
+    write_rows(
         out / "completions.jsonl",
         [
             {**row.row, "completions": [_as_json(c, t) for c, t in zip(of_row, of_texts, strict=True)]}
@@ -110,7 +110,7 @@ def _as_json(completion: Completion, text: str) -> dict[str, Any]:
     }
 
 
-def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     """All rows or none: write beside, fsync, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".tmp-{path.name}")
