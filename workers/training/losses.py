@@ -80,15 +80,6 @@ def surrogate(ratio: Tensor, advantages: Tensor, low: float, high: float) -> Ten
     return torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1.0 - low, 1.0 + high))
 
 
-def k3(new: Tensor, reference: Tensor) -> Tensor:
-    """Schulman's estimator of KL(π‖π_ref) for each token: e^d - 1 - d with d = log π_ref - log π, never negative.
-
-    `expm1`, because e^d - 1 loses all its digits near the reference, where d is small.
-    """
-    gap = (reference - new).clamp(-20.0, 20.0)
-    return torch.expm1(gap) - gap
-
-
 def ppo_value(values: Tensor, old_values: Tensor, returns: Tensor, clip: float) -> Tensor:
     """½ max((V-R)², (clip(V, V_old ± ε) - R)²) per token: the pessimistic one of moved and held-back value."""
     held = old_values + (values - old_values).clamp(-clip, clip)
