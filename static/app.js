@@ -42,8 +42,10 @@ if (toggle) {
   });
 }
 
-// ---- tabs: where they do not all fit, the current one is in view ----
-document.querySelector('.tabs [aria-current="page"]')?.scrollIntoView({ inline: "center", block: "nearest" });
+// ---- menu line and tabs: where they do not all fit, the current one is in view ----
+for (const here of document.querySelectorAll(':is(.header nav, .tabs) [aria-current="page"]')) {
+  here.scrollIntoView({ inline: "center", block: "nearest" });
+}
 
 // ---- menus: close on Escape and on a click elsewhere ----
 document.addEventListener("click", (event) => {
