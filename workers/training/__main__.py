@@ -25,7 +25,7 @@ from typing import Any, NoReturn, TextIO
 from workers.training.errors import DataError, DiskFullError, OutOfMemoryError, TrainingError
 from workers.training.report import Reporter
 
-STAGES = ("sft", "reward", "dpo", "ppo", "grpo", "rloo", "best_of_n", "sample", "evaluate", "tiny")
+STAGES = ("sft", "reward", "dpo", "kto", "ppo", "grpo", "rloo", "best_of_n", "sample", "evaluate", "tiny")
 _NEEDED = {"ppo": ("model", "reward_model"), "evaluate": ("model", "baseline"), "tiny": ()}
 
 

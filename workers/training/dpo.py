@@ -84,13 +84,10 @@ def train(
     if recipe.loss in REFERENCE_FREE:
         referred = [torch.zeros(len(comparison.examples)) for comparison in both]
     else:
-        referee, source = policy, model
-        if reference_model is not None:
-            referee, source = nets.load_policy(reference_model, recipe.precision), reference_model
-            nets.same_tokens(policy, referee)
-        values = reference.log_probs(referee, source, examples_of(both), recipe.micro_batch_tokens, out, report)
+        values = reference.log_probs(
+            policy, model, examples_of(both), recipe.micro_batch_tokens, out, report, instead=reference_model
+        )
         referred = list(values.split([len(comparison.examples) for comparison in both]))
-        del referee
 
     optimiser = Optimiser([(policy.trainable(), recipe.learning_rate)], recipe)
     total, first = optimisation.total_steps(len(data_set), recipe), 0

@@ -117,6 +117,17 @@ class DPORecipe(Recipe):
         return self
 
 
+class KTORecipe(Recipe):
+    """The policy from completions labelled good or bad one by one (KTO)."""
+
+    batch_size: int = Field(32, ge=2, le=65536, description="Examples per optimiser step; also those behind its KL.")
+    learning_rate: LearningRate = Field(1e-6, description="Peak learning rate of AdamW.")
+    beta: float = Field(0.1, gt=0, le=100, description="Strength of the pull towards the reference policy.")
+    desirable_weight: float = Field(1.0, ge=0, le=1000, description="λ_D: how much a good completion counts.")
+    undesirable_weight: float = Field(1.0, ge=0, le=1000, description="λ_U: how much a bad completion counts.")
+    min_examples: int = Field(10, ge=2, le=1_000_000, description="Fewer labelled completions than this are refused.")
+
+
 class PPORecipe(Recipe):
     """Proximal policy optimisation against a reward model with a KL penalty to the starting policy."""
 
@@ -295,6 +306,7 @@ RECIPES: dict[str, type[BaseModel]] = {
     "sft": SFTRecipe,
     "reward": RewardRecipe,
     "dpo": DPORecipe,
+    "kto": KTORecipe,
     "ppo": PPORecipe,
     "grpo": GRPORecipe,
     "rloo": RLOORecipe,

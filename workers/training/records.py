@@ -48,6 +48,15 @@ class Demonstration:
 
 
 @dataclass(frozen=True)
+class Labelled:
+    """A completion of a prompt that somebody called good or bad by itself."""
+
+    prompt: Text
+    completion: Text
+    label: bool
+
+
+@dataclass(frozen=True)
 class PromptRow:
     """A prompt and the whole row it came in, so that ids and other columns pass through."""
 
@@ -88,6 +97,12 @@ def read_demonstrations(path: Path) -> Iterator[Demonstration]:
     """Demonstrations: `prompt` and `completion`."""
     for row in _rows(path):
         yield Demonstration(prompt=row.text("prompt"), completion=row.text("completion"))
+
+
+def read_labelled(path: Path) -> Iterator[Labelled]:
+    """Unpaired feedback: `prompt`, `completion`, and `label`, true where the completion is good."""
+    for row in _rows(path):
+        yield Labelled(prompt=row.text("prompt"), completion=row.text("completion"), label=row.flag("label"))
 
 
 def read_prompts(path: Path) -> Iterator[PromptRow]:
@@ -170,6 +185,13 @@ class _Row:
         if len(set(named)) != len(named) or len(named) < 2:
             self.fail(field, "must name at least two completions, and each at most once.")
         return tuple(tuple(place) for place in places if place)
+
+    def flag(self, field: str) -> bool:
+        value = self.values.get(field)
+        if not isinstance(value, bool):
+            said = "is missing" if value is None else f"is a {_kind(value)}"
+            self.fail(field, f"{said}; give true where the completion is good and false where it is bad.")
+        return value
 
     def number(self, field: str, default: float, *, low: float, high: float) -> float:
         value = self.values.get(field)

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from workers.training import nets
 from workers.training.checkpoints import MANIFEST, digest, fingerprint, publish, verify
 from workers.training.errors import DiskFullError, ModelError
 from workers.training.evaluation import log_prob_sums
@@ -23,15 +24,26 @@ from workers.training.tokens import Example
 
 
 def log_probs(
-    policy: Policy, source: str, examples: Sequence[Example], tokens: int, out: Path, report: Reporter
+    policy: Policy,
+    model: str,
+    examples: Sequence[Example],
+    tokens: int,
+    out: Path,
+    report: Reporter,
+    *,
+    instead: str | None = None,
 ) -> Tensor:
     """log π_ref(y | x) (sum over tokens) of each example: (C,) fp32 on the host.
 
-    `policy` is the reference as loaded from `source`, with fresh adapters at most; `tokens` bounds a micro-batch. The
-    cache is `$TIEBREAK_CACHE/reference` where that is set, else `out/reference`; what is damaged there is done again.
+    The reference is `policy` as loaded from `model`, with fresh adapters at most, or the model `instead`; `tokens`
+    bounds a micro-batch. The cache is `$TIEBREAK_CACHE/reference` where that is set, else `out/reference`; what is
+    damaged there is done again.
     """
     import transformers
 
+    source = model
+    if instead is not None:
+        policy, source = _load_instead(policy, instead), instead
     weight = next(policy.model.parameters())
     revision = getattr(policy.model.config, "_commit_hash", None)  # a hub id alone does not say which weights
     versions = [torch.__version__, transformers.__version__]
@@ -40,11 +52,17 @@ def log_probs(
         + [_ids(examples)]
     )
     target = Path(os.environ.get("TIEBREAK_CACHE") or out) / "reference" / key[:32]
-    if (known := _load(target, report)) is not None:
+    if (known := _read(target, report)) is not None:
         return known
     values = torch.tensor(log_prob_sums(policy, examples, tokens), dtype=torch.float32)
     _keep(target, values, report)
     return values
+
+
+def _load_instead(policy: Policy, source: str) -> Policy:
+    other = nets.load_policy(source, policy.precision)
+    nets.same_tokens(policy, other)
+    return other
 
 
 def _ids(examples: Iterable[Example]) -> str:
@@ -57,7 +75,7 @@ def _ids(examples: Iterable[Example]) -> str:
     return seen.hexdigest()
 
 
-def _load(target: Path, report: Reporter) -> Tensor | None:
+def _read(target: Path, report: Reporter) -> Tensor | None:
     from safetensors.torch import load_file
 
     if not (target / MANIFEST).is_file():

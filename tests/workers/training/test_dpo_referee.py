@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from tests.workers.training import nets_in_memory
-from workers.training import comparisons, dpo
+from workers.training import comparisons, dpo, kto
 from workers.training.nets import Policy, load_policy
-from workers.training.recipes import DPORecipe
-from workers.training.records import Comparison
+from workers.training.recipes import DPORecipe, KTORecipe
+from workers.training.records import Comparison, Labelled
 
 # TRL's own template of a conversation: what follows the end token would count for TRL, and is cut by us
 TEMPLATE = nets_in_memory.TEMPLATE.replace("</s>\n", "</s>")
@@ -189,3 +189,38 @@ def _rendered(policy: Policy, row: dict[str, Any]) -> dict[str, str]:
 def _encoded(policy: Policy) -> list[comparisons.TokenComparison]:
     rows = [Comparison(row["prompt"], (row["chosen"], row["rejected"])) for row in ROWS]
     return comparisons.encode(policy.codec, rows, 160, nets_in_memory.Recorder())
+
+
+def test_kto_loss_gradients_and_reference_point_are_trls(
+    trl: Any, moved: Policy, reference: Policy, tmp_path: Path
+) -> None:
+    from datasets import Dataset
+
+    rows = [
+        {"prompt": row["prompt"], "completion": row["chosen" if i % 2 else "rejected"], "label": i != 2}
+        for i, row in enumerate(ROWS)
+    ]
+    trainer = trl.KTOTrainer(
+        model=moved.model,
+        ref_model=reference.model,
+        args=_arguments(trl.KTOConfig, tmp_path, beta=0.05, desirable_weight=1.5, undesirable_weight=0.8),
+        processing_class=moved.codec.tokenizer,
+        train_dataset=Dataset.from_list(rows),
+    )
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
+    theirs = trainer.compute_loss(trainer.model, batch)
+
+    recipe = KTORecipe(beta=0.05, desirable_weight=1.5, undesirable_weight=0.8)
+    labelled = [Labelled(row["prompt"], row["completion"], row["label"]) for row in rows]
+    data_set = kto._encode(moved.codec, labelled, 160, nets_in_memory.Recorder())
+    crossed = kto.mismatched(data_set, range(4), 160)
+    with torch.no_grad():
+        matched, far = (reference.completion_log_probs(part) for part in (kto._examples(data_set), crossed))
+    kl = kto._kl(moved, crossed, far, 200)
+    ratios = moved.completion_log_probs(kto._examples(data_set)) - matched
+    desirable = torch.tensor([item.desirable for item in data_set])
+    seen = trainer._metrics["eval"]
+    assert float(kl) == pytest.approx(seen["kl"][-1], rel=1e-5) and float(kl) > 0
+    rewards = kto._statistics(0.05 * ratios.detach(), ratios.detach(), desirable.tolist())
+    assert float(rewards["rewards/margins"]) == pytest.approx(seen["rewards/margins"][-1], rel=1e-4)
+    _agree(moved, kto._losses(recipe, ratios, desirable, kl).mean(), theirs)
