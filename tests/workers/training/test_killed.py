@@ -20,7 +20,7 @@ from tests.workers.training.nets_in_memory import toy_pairs, toy_prompts, write_
 FORKS = """
 import json, os, sys
 import torch, transformers.models.llama.modeling_llama
-from workers.training import dpo, ppo, reward, sft
+from workers.training import dpo, kto, ppo, reward, sft
 from workers.training.__main__ import main
 torch.set_num_threads(1)
 print("ready", flush=True)
@@ -80,6 +80,11 @@ DATA = {
     "pairs": toy_pairs(12),
     "prompts": toy_prompts(8),
     "demonstrations": [{"prompt": row["prompt"], "completion": row["chosen"]} for row in toy_pairs(12)],
+    "labels": [
+        {"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"}
+        for row in toy_pairs(6)
+        for side in ("chosen", "rejected")
+    ],
 }
 SMALL: dict[str, Any] = {"batch_size": 4, "learning_rate": 1e-3, "save_every": 1, "max_length": 64}
 ROLLOUTS: dict[str, Any] = {**SMALL, "steps": 9, "max_new_tokens": 8}
@@ -88,6 +93,7 @@ STAGES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "reward": ("reward", "pairs", {**SMALL, "epochs": 5}),
     "dpo": ("dpo", "pairs", {**SMALL, "epochs": 5}),
     "dpo with LoRA": ("dpo", "pairs", {**SMALL, "epochs": 5, "lora": {"r": 2, "alpha": 4}}),
+    "kto": ("kto", "labels", {**SMALL, "epochs": 5}),
     "ppo": ("ppo", "prompts", {**ROLLOUTS, "inner_epochs": 2, "minibatches": 2}),
 }
 

@@ -1,13 +1,15 @@
 """KTO: what it takes, its reference point, and that it learns from labels without pairs."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.workers.training.nets_in_memory import Recorder, example, policy, toy_pairs, write_jsonl
+from tests.workers.training.nets_in_memory import Recorder, example, policy, save_model, toy_pairs, write_jsonl
 from workers.training import kto
+from workers.training.__main__ import main
 from workers.training.errors import DataError, Interrupted, RecordError, TooFewError
 from workers.training.kto import Item
 from workers.training.recipes import KTORecipe
@@ -135,6 +137,23 @@ def test_weights_that_do_not_balance_the_labels_are_named_with_ones_that_do(tmp_
     report = Recorder()
     kto.train(KTORecipe(**SMALL, desirable_weight=2.5), data, tmp_path / "p", report, model=str(llama_dir))
     assert "desirable_weight" not in report.stderr.getvalue()  # type: ignore[attr-defined]
+
+
+def test_the_command_line_knows_the_stage_and_its_reference(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, llama_dir: Path
+) -> None:
+    data = write_jsonl(tmp_path / "data.jsonl", labelled(12))
+    command = ["kto", "--data", data, "--model", llama_dir, "--out", tmp_path / "o", "--set", "batch_size=6"]
+    capfd.readouterr()
+    starts = []
+    for reference in (llama_dir, save_model(tmp_path / "other", seed=1)):
+        assert main([str(part) for part in (*command, "--reference-model", reference)]) == 0
+        lines = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+        assert lines[-1]["stage"] == "kto" and lines[-1]["steps"] == 2
+        starts.append(lines[0]["metrics"]["rewards/chosen"])
+    assert abs(starts[0]) < 1e-4 < abs(starts[1])
+    assert main([str(part) for part in (*command, "--set", "batch_size=1")]) == 2
+    assert "field 'batch_size'" in json.loads(capfd.readouterr().out.splitlines()[-1])["error"]["message"]
 
 
 def test_three_labels_are_too_few(tmp_path: Path, llama_dir: Path) -> None:
