@@ -77,7 +77,8 @@ def pair_labels(comparisons: Sequence[TokenComparison], device: torch.device | s
         judged, pairs = comparison.judged, pairs_of(comparison.judged)
         for better, worse, confidence in pairs:
             share = judged.weight / len(pairs)
-            rows.append((start + better, start + worse, place, confidence, judged.margin, share))
+            margin = judged.margin if confidence != 0.5 else 0.0  # of equally good ones neither should be ahead
+            rows.append((start + better, start + worse, place, confidence, margin, share))
         start += len(comparison.examples)
     columns = torch.tensor(rows, dtype=torch.float64).reshape(-1, 6).T
     better_at, worse_at, of = columns[:3].long().to(device)

@@ -29,19 +29,44 @@ def bradley_terry(
     return -(confidence * F.logsigmoid(gap) + (1.0 - confidence) * F.logsigmoid(-gap))
 
 
-def plackett_luce(scores: Tensor, places: Tensor, ties: Tensor | None = None) -> Tensor:
-    """Plackett-Luce on rankings, padded: scores and places (B, K), ties (B,) bool, result (B,).
+def davidson(gap: Tensor, log_nu: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
+    """log P(better wins), log P(worse wins), log P(tie) from the gap Δ = r_better - r_worse, all of Δ's shape.
+
+    P(i beats j) = e^{r_i} / (e^{r_i} + e^{r_j} + ν e^{(r_i + r_j)/2}) and P(tie) the rest, Davidson 1970. Equally good
+    completions tie with probability ν / (2 + ν); ν = 0 is Bradley-Terry, and so is any ν given that somebody wins.
+    """
+    half = 0.5 * gap
+    tie = torch.as_tensor(log_nu, dtype=gap.dtype, device=gap.device).expand_as(gap)
+    total = torch.stack([half, -half, tie]).logsumexp(0)
+    return half - total, -half - total, tie - total
+
+
+def unreliable(right: Tensor, reversed: Tensor, log_odds: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of a judgement and of its reverse, from somebody who says the truth with probability η.
+
+    p = η P(right) + (1-η) P(reversed), Crowd-BT (Chen et al. 2013, eq. 2); `log_odds` = log η/(1-η), all of one shape.
+    """
+    true, false = F.logsigmoid(log_odds), F.logsigmoid(-log_odds)
+    return torch.logaddexp(true + right, false + reversed), torch.logaddexp(true + reversed, false + right)
+
+
+def plackett_luce(scores: Tensor, places: Tensor, ties: Tensor | None = None, margin: Tensor | None = None) -> Tensor:
+    """Plackett-Luce on rankings, padded: scores and places (B, K), ties (B,) bool, margin (B,), result (B,).
 
     `places` holds each completion's place, 0 the best, equal for those of one group, -1 for those not ranked. Whoever
     is ranked was chosen from itself and all that are worse: Σ_i [log(e^{r_i} + Σ_{j worse than i} e^{r_j}) - r_i].
     Without groups that is -log P(ranking) (Luce 1959, Plackett 1975), with one unordered group at the end that of the
     top places, and with K = 2 Bradley-Terry. Within a group nothing is ordered; where `ties` says that its members are
-    equally good, each two of them add Bradley-Terry with the label ½.
+    equally good, each two of them add Bradley-Terry with the label ½. A margin is added to the scores of all that are
+    worse, which with K = 2 is Bradley-Terry's.
     """
     worse = places[:, None, :] > places[:, :, None]
     seen = worse | torch.eye(places.shape[1], dtype=torch.bool, device=places.device)
     ranked = places >= 0
-    others = scores[:, None, :].expand_as(seen).masked_fill(~seen, torch.finfo(scores.dtype).min)
+    others = scores[:, None, :].expand_as(seen)
+    if margin is not None:
+        others = others + margin[:, None, None] * worse
+    others = others.masked_fill(~seen, torch.finfo(scores.dtype).min)
     loss = ((others.logsumexp(-1) - scores) * ranked).sum(1)
     if ties is not None:
         equal = ((places[:, None, :] == places[:, :, None]) & ranked[:, :, None] & ties[:, None, None]).triu(1)

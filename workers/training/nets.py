@@ -174,7 +174,11 @@ class Scorer(Net):
     """A transformer with a scalar head: a reward model at the last token, a value model at every token.
 
     `mean` and `std` are the raw score's over the reward model's data; normalised scores are (score - mean) / std.
-    A model made by `probe.py` has `likelihood` (2,) and reads `features` instead of the last token.
+    A model made by `probe.py` has `likelihood` (M, 2) and reads `features` instead of the last token.
+
+    An ensemble is M > 1 heads on one backbone. Only differences of rewards are learnt, so each head is first centred
+    on its mean over the training completions (`centres`, M); the raw score is then their mean less κ times their
+    deviation (`conservative`; Coste et al. 2023 write the variance), where the heads agree the mean itself.
     """
 
     def __init__(
@@ -183,25 +187,43 @@ class Scorer(Net):
         super().__init__(model, codec, precision, lora, seed)
         self.mean = float(getattr(model.config, "reward_mean", 0.0))
         self.std = float(getattr(model.config, "reward_std", 1.0))
-        self.likelihood: list[float] | None = getattr(model.config, "reward_likelihood", None)
+        self.likelihood: list[Any] | None = getattr(model.config, "reward_likelihood", None)
+        self.heads = int(model.score.weight.shape[0])
+        self.centres: list[float] = getattr(model.config, "reward_centres", None) or [0.0] * self.heads
+        self.conservative = float(getattr(model.config, "reward_conservative", 0.0))
         if lora is not None:  # the head is new: it must be trained whole, and is saved with the rest
             self.model.score.float().requires_grad_(True)
 
     def scores(self, batch: Batch) -> Tensor:
-        """Raw score of each example, read at its last real token (or from `features`): (B,) fp32."""
+        """Raw score of each example: (B,) fp32."""
+        return self.combine(self.head_scores(batch))
+
+    def head_scores(self, batch: Batch) -> Tensor:
+        """What each head says of each example, read at its last real token (or from `features`): (B, M) fp32."""
         if self.likelihood is not None:
             features = self.features(batch)
-            weights = torch.tensor(self.likelihood, device=self.device)
-            return self._head(features[:, :-2]) + features[:, -2:] @ weights
+            weights = torch.tensor(self.likelihood, device=self.device).reshape(self.heads, 2)
+            return self._head(features[:, :-2]) + features[:, -2:] @ weights.T
         return self._head(self.states(batch)[batch.last])
+
+    def combine(self, heads: Tensor) -> Tensor:
+        """The raw score (B,) from what the heads say (B, M)."""
+        if self.heads == 1:
+            return heads[:, 0]
+        centred = heads - torch.tensor(self.centres, device=heads.device)
+        return centred.mean(1) - self.conservative * centred.std(1, correction=0)
+
+    def completion_head_scores(self, examples: Sequence[Example]) -> Tensor:
+        """`head_scores` of whole examples: (B, M), with gradients."""
+        return self._per_example(examples, self.head_scores)
 
     def completion_scores(self, examples: Sequence[Example]) -> Tensor:
         """Raw scores of whole examples: (B,), with gradients."""
-        return self._per_example(examples, self.scores)
+        return self.combine(self.completion_head_scores(examples))
 
     def values(self, batch: Batch) -> Tensor:
         """Normalised prediction *before* each completion token: (B, R), 0 off the mask."""
-        raw = self._head(self.states(batch)[batch.before])
+        raw = self.combine(self._head(self.states(batch)[batch.before]))
         return batch.spread((raw - self.mean) / self.std)
 
     def features(self, batch: Batch) -> Tensor:
@@ -223,14 +245,24 @@ class Scorer(Net):
         return torch.cat([mean, log_probs.sum(1, keepdim=True), log_probs.amin(1, keepdim=True)], dim=1)
 
     def read_features(self, weights: Tensor) -> None:
-        """From here on score by `weights` (d + 2,) on `features`; saved with the model."""
+        """From here on score by `weights` (M, d + 2) on `features`; saved with the model."""
         with torch.no_grad():
-            self.model.score.weight.copy_(weights[:-2])
-        self.likelihood = self.model.config.reward_likelihood = weights[-2:].tolist()
+            self.model.score.weight.copy_(weights[:, :-2])
+        self.likelihood = self.model.config.reward_likelihood = weights[:, -2:].tolist()
 
     def as_critic(self, precision: str, lora: Lora | None, seed: int) -> "Scorer":
-        """A trainable copy as value model: it starts from the reward model, or from 0 if that reads `features`."""
-        critic = Scorer(copy.deepcopy(self.model).requires_grad_(True), self.codec, precision, lora, seed)
+        """A trainable copy as value model: it starts from the reward model, or from 0 if that reads `features`.
+
+        Of an ensemble it takes the mean head, which predicts the score but for the heads' disagreement.
+        """
+        model = copy.deepcopy(self.model).requires_grad_(True)
+        if self.heads > 1:
+            head = nn.Linear(model.score.in_features, 1, bias=False).to(model.score.weight)
+            with torch.no_grad():
+                head.weight.copy_(model.score.weight.mean(0, keepdim=True))
+            model.score, model.config.num_labels, model.config.reward_centres = head, 1, None
+            model.config.reward_mean = sum(self.centres) / self.heads
+        critic = Scorer(model, self.codec, precision, lora, seed)
         if critic.likelihood is not None:
             critic.likelihood, critic.mean, critic.std = None, 0.0, 1.0
             nn.init.zeros_(critic.model.score.weight)
@@ -239,12 +271,34 @@ class Scorer(Net):
     @torch.no_grad()
     def rate(self, examples: Sequence[Example], tokens: int) -> list[float]:
         """Normalised scores of whole completions, in micro-batches of at most `tokens` tokens."""
-        rated = [0.0] * len(examples)
+        return ((self.combine(self.rate_heads(examples, tokens)) - self.mean) / self.std).tolist()
+
+    @torch.no_grad()
+    def disagreement(self, examples: Sequence[Example], tokens: int) -> list[float]:
+        """Deviation of an ensemble's heads on each example, in units of the normalised score; 0 for a single head."""
+        heads = self.rate_heads(examples, tokens)
+        return ((heads - torch.tensor(self.centres, device=heads.device)).std(1, correction=0) / self.std).tolist()
+
+    @torch.no_grad()
+    def rate_heads(self, examples: Sequence[Example], tokens: int) -> Tensor:
+        """`head_scores` (B, M) of whole completions without gradients, in micro-batches of at most `tokens` tokens."""
+        rated = torch.zeros(len(examples), self.heads, device=self.device)
         for group, batch in self.passes(examples, tokens):
-            raw = self.scores(batch)
-            for index, score in zip(group, ((raw - self.mean) / self.std).tolist(), strict=True):
-                rated[index] = score
+            rated[torch.tensor(group, device=self.device)] = self.head_scores(batch)
         return rated
+
+    def settle(self, heads: Tensor, conservative: float) -> Tensor:
+        """Take centres, κ and normalisation from `heads` (N, M), those of the training completions, and keep them.
+
+        Returns the raw scores (N,).
+        """
+        config = self.model.config
+        if self.heads > 1:
+            self.centres, self.conservative = heads.mean(0).tolist(), conservative
+            config.reward_centres, config.reward_conservative = self.centres, self.conservative
+        scores = self.combine(heads)
+        self.normalise(float(scores.mean()), float(scores.std()))
+        return scores
 
     def normalise(self, mean: float, std: float) -> None:
         """Remember what makes scores centred and of unit variance; saved in the model's config."""
@@ -252,8 +306,8 @@ class Scorer(Net):
         self.model.config.reward_mean, self.model.config.reward_std = self.mean, self.std
 
     def _head(self, hidden: Tensor) -> Tensor:
-        weight = self.model.score.weight.float()
-        return (hidden.float() @ weight.T).squeeze(-1)
+        """(N, d) → (N, M) in fp32."""
+        return hidden.float() @ self.model.score.weight.float().T
 
 
 def load_policy(source: str, precision: str = "fp32", lora: Lora | None = None, seed: int = 0) -> Policy:
@@ -277,13 +331,15 @@ def load_reward_model(source: str, precision: str = "fp32") -> Scorer:
     return Scorer(model, _codec(source, model), precision)
 
 
-def new_reward_model(source: str, seed: int, precision: str = "fp32", lora: Lora | None = None) -> Scorer:
-    """A reward model on the backbone of a policy, its head drawn from N(0, 1/√(d+1)) (Stiennon et al., their code)."""
+def new_reward_model(
+    source: str, seed: int, precision: str = "fp32", lora: Lora | None = None, heads: int = 1
+) -> Scorer:
+    """A reward model on the backbone of a policy, its heads drawn from N(0, 1/√(d+1)) (Stiennon et al., their code)."""
     from transformers import AutoModelForSequenceClassification
 
-    model = _load(AutoModelForSequenceClassification, source, _dtype(precision, lora), num_labels=1)
+    model = _load(AutoModelForSequenceClassification, source, _dtype(precision, lora), num_labels=heads)
     head = getattr(model, "score", None)
-    if not isinstance(head, nn.Linear) or head.out_features != 1:
+    if not isinstance(head, nn.Linear) or head.out_features != heads:
         raise ModelError(f"{type(model).__name__} has no scalar head 'score': this model family cannot score yet.")
     draw = torch.randn(head.weight.shape, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():

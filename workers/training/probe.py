@@ -8,13 +8,14 @@ policy already knows does not:
 h_t are the last hidden states of the completion's tokens: how it is said. The likelihoods say how usual the whole is,
 and how strange its strangest token: a wrong or garbled answer is an unlikely one. On standardised features,
 
-    minimise  [Σ weight · BradleyTerry(r_chosen - r_rejected, y) + ½ ridge |(w, a/3, b/3)|²] / Σ weight
+    minimise  [Σ weight · loss(r_chosen - r_rejected, y) + ½ ridge |(w, a/3, b/3)|²] / Σ weight
 
-is convex; a and b, whose meaning is known, are held back less than the d anonymous weights. L-BFGS finds the optimum
-in a few dozen steps, all pairs at once, after each completion went through the backbone once. There is nothing to
-resume. The centring term needs no place here: features enter as differences.
+with any loss of `judgements.py`, is convex as long as annotators are believed alike; a and b, whose meaning is known,
+are held back less than the d anonymous weights. L-BFGS finds the optimum in a few dozen steps, all pairs at once, after
+each completion went through the backbone once. There is nothing to resume. The centring term needs no place here:
+features enter as differences. An ensemble is several heads, each fitted on its own bootstrap of the comparisons.
 
-Deliberately left out: other layers, several heads, choosing `ridge` by cross-validation.
+Deliberately left out: other layers, choosing `ridge` by cross-validation.
 """
 
 from collections.abc import Sequence
@@ -22,9 +23,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from workers.training import losses, optimisation
-from workers.training.comparisons import TokenComparison, examples_of, pair_labels
+from workers.training import optimisation
+from workers.training.comparisons import TokenComparison, examples_of
 from workers.training.errors import Interrupted
+from workers.training.judgements import Judgements
 from workers.training.nets import Scorer
 from workers.training.recipes import RewardRecipe
 from workers.training.report import Reporter
@@ -35,36 +37,49 @@ _ITERATIONS = 5  # of L-BFGS in each reported step
 _LIKELIHOOD_PRIOR = 3.0  # how much wider the prior of the two likelihood weights is
 
 
-def fit(recipe: RewardRecipe, scorer: Scorer, comparisons: Sequence[TokenComparison], report: Reporter) -> int:
-    """Fit the head of `scorer` on `comparisons`; returns the number of steps."""
+def fit(
+    recipe: RewardRecipe,
+    scorer: Scorer,
+    comparisons: Sequence[TokenComparison],
+    counts: Tensor,
+    judgements: Judgements,
+    report: Reporter,
+) -> int:
+    """Fit the heads of `scorer` on `comparisons`, each counted `counts` (N, M) times; returns the number of steps."""
     report.begin()
-    labels = pair_labels(comparisons)
+    labels = judgements.labels(comparisons)
     features = _features(recipe, scorer, examples_of(comparisons), report)
-    gaps = features[labels.better] - features[labels.worse]
+    pairs, counts = labels.pairs, counts.to(features)
+    better, worse = pairs.better, pairs.worse
     report.count(len(comparisons), sum(comparison.tokens for comparison in comparisons))
-    scale = gaps.square().mean(0).sqrt()  # of the differences: what is always equal gets no say
+    scale = (features[better] - features[worse]).square().mean(0).sqrt()  # what is always equal gets no say
     scale[-2:] /= _LIKELIHOOD_PRIOR
     scale.clamp_(min=1e-6)
-    gaps = gaps / scale
-    margin, confidence, weight = (column.to(gaps) for column in (labels.margin, labels.confidence, labels.weight))
-    total = weight.sum().clamp(min=1e-9)
-    target = confidence * (1 - 2 * recipe.label_smoothing) + recipe.label_smoothing
+    features = (features - features.mean(0)) / scale
 
-    weights = torch.zeros(gaps.shape[1], dtype=gaps.dtype, requires_grad=True)
-    search = torch.optim.LBFGS([weights], max_iter=_ITERATIONS, history_size=20, line_search_fn="strong_wolfe")
+    weights = torch.zeros(scorer.heads, features.shape[1], dtype=features.dtype, requires_grad=True)
+    own = [parameter for _, parameter in judgements.trainable()]
+    search = torch.optim.LBFGS([weights, *own], max_iter=_ITERATIONS, history_size=20, line_search_fn="strong_wolfe")
+
+    def data_loss() -> Tensor:
+        each = [
+            counts[:, head] @ judgements.losses(labels, features @ weights[head], centering=0.0)
+            for head in range(scorer.heads)
+        ]
+        return torch.stack(each).sum() / judgements.total
 
     def objective() -> Tensor:
         search.zero_grad()
-        each = losses.bradley_terry(gaps @ weights, torch.zeros_like(weight), margin, target)
-        value = ((weight * each).sum() + 0.5 * recipe.ridge * weights @ weights) / total
+        value = data_loss() + 0.5 * recipe.ridge * weights.square().sum() / judgements.total + judgements.prior()
         value.backward()
         return value
 
     for step in range(1, _STEPS + 1):
         search.step(objective)
         with torch.no_grad():
-            gap = gaps @ weights
-            loss = (weight * losses.bradley_terry(gap, torch.zeros_like(gap), margin, target)).sum() / total
+            gap = (features @ weights.T).mean(1)
+            gap = gap[better] - gap[worse]
+            loss = data_loss() / scorer.heads
             metrics = {"loss": loss, "accuracy": (gap > 0).double().mean(), "margin": gap.mean()}
         report.step(step, _STEPS, optimisation.to_floats(metrics))
     scorer.read_features((weights.detach() / scale).float().to(scorer.device))

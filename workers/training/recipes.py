@@ -58,7 +58,40 @@ class SFTRecipe(Recipe):
 
 
 class RewardRecipe(Recipe):
-    """Reward model from preference pairs (Bradley-Terry)."""
+    """Reward model from comparisons (Bradley-Terry, Davidson, Plackett-Luce, Crowd-BT)."""
+
+    ranking_loss: Literal["pairs", "plackett_luce"] = Field(
+        "pairs",
+        description="A ranking of K as all its pairs, weight shared, or as K-1 choices of the best of those left.",
+    )
+    ties: Literal["half", "davidson"] = Field(
+        "half",
+        description="A tie as half a win for each, or as an outcome with a probability of its own (Davidson), which "
+        "keeps what ties say about how close the rewards are.",
+    )
+    tie_nu: float | None = Field(
+        None, gt=0, le=1000, description="With ties=davidson: how common ties are (ν); null learns it."
+    )
+    annotators: Literal["equal", "learned"] = Field(
+        "equal",
+        description="Believe all annotators alike, or learn how often each is right (Crowd-BT); `weight` in the data "
+        "is the other way.",
+    )
+    annotator_learning_rate: LearningRate = Field(
+        0.05, description="Learning rate of the annotators' reliabilities and of ν, which are single numbers."
+    )
+    annotator_prior: float = Field(
+        10.0,
+        gt=0,
+        le=1e6,
+        description="With annotators=learned: how many answers, 90 % of them right, each is believed to have given.",
+    )
+    ensemble: int = Field(
+        1, ge=1, le=5, description="Heads on the shared backbone, each with its own start and its own bootstrap."
+    )
+    conservative: float = Field(
+        0.0, ge=0, le=100, description="With an ensemble: the score is the mean less this many deviations of the heads."
+    )
 
     label_smoothing: float = Field(
         0.0, ge=0, lt=0.5, description="Assumed share of wrong labels ε: targets become 1 - ε instead of 1."
@@ -75,6 +108,12 @@ class RewardRecipe(Recipe):
         30.0, gt=0, le=1e6, description="With head_only: L2 penalty on the head, beside the sum of the pairs' losses."
     )
     min_pairs: int = Field(10, ge=1, le=1_000_000, description="Fewer training pairs than this are refused.")
+
+    @model_validator(mode="after")
+    def _ties_are_pairs(self) -> "RewardRecipe":
+        if self.ties == "davidson" and self.ranking_loss != "pairs":
+            raise ValueError("ties=davidson needs ranking_loss=pairs: Plackett-Luce has no ties of its own")
+        return self
 
 
 class DPORecipe(Recipe):

@@ -46,6 +46,37 @@ def test_bradley_terry_stays_finite_where_exp_overflows() -> None:
     assert float(losses.bradley_terry(torch.tensor([-500.0]), torch.tensor([500.0]))) == pytest.approx(1000.0)
 
 
+def test_davidson_gives_the_tie_a_probability_of_its_own() -> None:
+    """Δ = 2 log 2, ν = 1.5: 2 : ½ : 1.5 of 4 → .5, .125, .375; at Δ = 0 a tie has ν/(2+ν) = 3/7."""
+    outcomes = losses.davidson(torch.tensor([2 * math.log(2), 0.0]), math.log(1.5))
+    assert [o.exp()[0].item() for o in outcomes] == pytest.approx([0.5, 0.125, 0.375])
+    assert float(outcomes[2].exp()[1]) == pytest.approx(3 / 7)
+
+
+def test_davidson_without_ties_is_bradley_terry_and_so_is_any_given_that_somebody_wins() -> None:
+    gap = torch.linspace(-4, 4, 9)
+    for nu in (1e-12, 2.0):
+        won, lost, _ = losses.davidson(gap, math.log(nu))
+        conditional = won - torch.logaddexp(won, lost)
+        assert torch.allclose(-conditional, losses.bradley_terry(gap, torch.zeros(9)), atol=1e-6)
+
+
+def test_somebody_who_is_right_four_times_of_five() -> None:
+    """η = .8, P = .7: .8·.7 + .2·.3 = .62, and .38 for the reverse; at η = ½ the answer says nothing."""
+    right, reversed = torch.tensor([0.7]).log(), torch.tensor([0.3]).log()
+    said, opposed = losses.unreliable(right, reversed, torch.tensor([math.log(4)]))
+    assert [float(said.exp()), float(opposed.exp())] == pytest.approx([0.62, 0.38])
+    said, opposed = losses.unreliable(right, reversed, torch.zeros(1))
+    assert float(said) == pytest.approx(float(opposed)) == pytest.approx(math.log(0.5))
+
+
+def test_a_margin_of_plackett_luce_lifts_all_that_are_worse() -> None:
+    """r = log 4, log 2, log 1, margin log 2: 4/(4 + 4 + 2) · 2/(2 + 2) = 1/5."""
+    scores, places = torch.tensor([[4.0, 2.0, 1.0]]).log(), torch.tensor([[0, 1, 2]])
+    loss = losses.plackett_luce(scores, places, margin=torch.tensor([math.log(2)]))
+    assert float(loss) == pytest.approx(math.log(5), abs=1e-6)
+
+
 def test_plackett_luce_of_three_by_hand_and_shifted() -> None:
     """r = log 4, log 2, log 1 for places 0, 1, 2: P = 4/7 · 2/3, so the loss is log(21/8) = .965081; no shift moves it.
 

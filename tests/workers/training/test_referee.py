@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from tests.workers.training import nets_in_memory
-from workers.training import comparisons, reward
+from workers.training import comparisons
+from workers.training.judgements import Judgements
 from workers.training.nets import Net, new_reward_model
 from workers.training.recipes import RewardRecipe
 from workers.training.records import Comparison
@@ -46,9 +47,9 @@ def test_reward_loss_is_trls(trl: Any, tmp_path: Path) -> None:
     scorer = new_reward_model(str(directory), seed=0)
     encoded = _encoded(scorer)
     recipe = RewardRecipe(centering=0.2)
-    ours = reward._losses(
-        recipe, comparisons.pair_labels(encoded), scorer.completion_scores(comparisons.examples_of(encoded))
-    ).mean()
+    judged = Judgements(recipe, [comparison.judged for comparison in encoded])
+    scores = scorer.completion_scores(comparisons.examples_of(encoded))
+    ours = judged.losses(judged.labels(encoded), scores, recipe.centering).mean()
 
     tokenizer = scorer.codec.tokenizer
     tokenizer.pad_token = "<|system|>"  # HF's own head looks for padding ids, so give TRL one that is not the end token

@@ -262,7 +262,7 @@ def test_a_head_on_a_frozen_backbone_finds_the_optimum_of_its_convex_loss(tmp_pa
         ).double()
     scale = gaps.square().mean(0).sqrt()
     scale[-2:] /= 3.0
-    raw = torch.cat([scorer.model.score.weight[0].detach(), torch.tensor(scorer.likelihood)]).double()
+    raw = torch.cat([scorer.model.score.weight[0].detach(), torch.tensor(scorer.likelihood[0])]).double()
     weights = (raw * scale).requires_grad_(True)
     loss = 0.5 * 2.0 * weights @ weights
     for pair, gap in zip((c.judged for c in encoded), gaps / scale, strict=True):

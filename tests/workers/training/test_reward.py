@@ -1,0 +1,166 @@
+"""Reward models end to end: ensembles, annotators, rankings, the report, and toy tasks whose optimum is known."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.workers.training.nets_in_memory import Recorder, example, toy_pairs, toy_prompts, write_jsonl
+from workers.training import nets, ppo, reward
+from workers.training.errors import Interrupted
+from workers.training.layout import collate
+from workers.training.recipes import Lora, PPORecipe, RewardRecipe
+
+EXAMPLES = [example("what is it", "a cat"), example("x", "nothing at all"), example("longer prompt than both", "y")]
+SMALL: dict[str, Any] = {"batch_size": 8, "learning_rate": 1e-3, "micro_batch_tokens": 300, "max_length": 100}
+
+
+def ensemble(directory: Path, conservative: float = 0.0, lora: Lora | None = None) -> nets.Scorer:
+    scorer = nets.new_reward_model(str(directory), 3, heads=3, lora=lora)
+    scorer.settle(torch.tensor([[1.0, 2.0, 0.0], [3.0, 2.0, 1.0]]), conservative)
+    return scorer
+
+
+def test_an_ensembles_score_is_the_mean_of_its_centred_heads_less_kappa_deviations(llama_dir: Path) -> None:
+    """Centres 2, 2, ½. Heads 5, 2, .5 are 3, 0, 0 off: mean 1, deviation √2; with κ = ½: 1 - √2/2."""
+    heads = torch.tensor([[5.0, 2.0, 0.5]])
+    assert ensemble(llama_dir).combine(heads).tolist() == pytest.approx([1.0])
+    careful = ensemble(llama_dir, conservative=0.5)
+    assert careful.centres == pytest.approx([2.0, 2.0, 0.5])
+    assert careful.combine(heads).tolist() == pytest.approx([1 - 2**0.5 / 2])
+
+
+def test_where_the_heads_disagree_the_score_is_lower_and_the_disagreement_is_told(llama_dir: Path) -> None:
+    plain, careful = ensemble(llama_dir), ensemble(llama_dir, conservative=2.0)
+    careful.normalise(0.0, 0.5)
+    plain.normalise(0.0, 0.5)
+    heads = plain.rate_heads(EXAMPLES, 1000)
+    spread = (heads - torch.tensor(plain.centres)).std(1, correction=0)
+    assert plain.disagreement(EXAMPLES, 1000) == pytest.approx((spread / 0.5).tolist(), abs=1e-5)
+    lower = torch.tensor(plain.rate(EXAMPLES, 1000)) - torch.tensor(careful.rate(EXAMPLES, 1000))
+    assert torch.allclose(lower, 2 * spread / 0.5, atol=1e-5)
+    assert float(spread.min()) > 0
+
+
+def test_each_head_has_a_start_of_its_own_and_the_first_is_that_of_a_single_one(llama_dir: Path) -> None:
+    heads = nets.new_reward_model(str(llama_dir), 3, heads=3).model.score.weight
+    assert heads.shape == (3, 32)
+    assert torch.equal(heads[0], nets.new_reward_model(str(llama_dir), 3).model.score.weight[0])
+    assert float(torch.corrcoef(heads.detach()).fill_diagonal_(0).abs().max()) < 0.6
+
+
+@pytest.mark.parametrize("lora", [None, Lora(r=2)])
+def test_a_saved_ensemble_gives_the_same_scores_in_a_new_process(
+    tmp_path: Path, llama_dir: Path, lora: Lora | None
+) -> None:
+    scorer = ensemble(llama_dir, conservative=0.7, lora=lora)
+    with torch.no_grad():
+        for _, parameter in scorer.trainable():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    before, spread = scorer.rate(EXAMPLES, 1000), scorer.disagreement(EXAMPLES, 1000)
+    scorer.save(tmp_path / "rm")
+    if lora is not None:  # one new process is enough to show it; the merged one is loaded here
+        after = nets.load_reward_model(str(tmp_path / "rm"))
+        assert after.rate(EXAMPLES, 1000) == pytest.approx(before, abs=1e-5)
+        return
+    program = (
+        "import sys, json; from workers.training import nets; from workers.training.tokens import Example;"
+        "s = nets.load_reward_model(sys.argv[1]); e = [Example(*e) for e in json.loads(sys.argv[2])];"
+        "print(json.dumps([s.rate(e, 1000), s.disagreement(e, 1000)]))"
+    )
+    examples = json.dumps([[e.prompt, e.completion] for e in EXAMPLES])
+    command = [sys.executable, "-c", program, str(tmp_path / "rm"), examples]
+    told = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert told[0] == pytest.approx(before, abs=1e-6) and told[1] == pytest.approx(spread, abs=1e-6)
+
+
+def test_a_value_model_of_an_ensemble_starts_as_its_mean_head(llama_dir: Path) -> None:
+    scorer = ensemble(llama_dir)
+    values = scorer.as_critic("fp32", None, 0).values(collate(EXAMPLES))
+    assert torch.allclose(values, scorer.values(collate(EXAMPLES)) + (scorer.mean / scorer.std), atol=1e-5)
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "an ensemble": {"ensemble": 3, "conservative": 0.5},
+    "learnt annotators and ties": {"annotators": "learned", "ties": "davidson"},
+    "an ensemble of adapters' heads on rankings": {"ensemble": 2, "ranking_loss": "plackett_luce", "lora": Lora(r=2)},
+}
+
+
+def mixed_rows() -> list[dict[str, Any]]:
+    """Pairs and rankings with ties, by two annotators."""
+    rows = [row | {"annotator": f"a{i % 2}"} for i, row in enumerate(toy_pairs(20))]
+    rows[3]["confidence"] = 0.5
+    ranked = [
+        {
+            "prompt": row["prompt"],
+            "completions": [row["rejected"], row["chosen"], row["chosen"]],
+            "ranking": [[1, 2], 0],
+        }
+        for row in toy_pairs(4, offset=20)
+    ]
+    return [*rows, *ranked]
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_resumed_run_ends_with_the_bytes_of_the_uninterrupted_one(name: str, tmp_path: Path, llama_dir: Path) -> None:
+    data = write_jsonl(tmp_path / "data.jsonl", mixed_rows())
+    recipe = RewardRecipe(**SMALL, **OPTIONS[name], epochs=2, save_every=2)
+
+    def train(out: str, report: Recorder, resume: bool = False) -> dict[str, float]:
+        return reward.train(recipe, data, tmp_path / out, report, model=str(llama_dir), resume=resume, eval=data)
+
+    expected = train("straight", Recorder())
+    with pytest.raises(Interrupted):
+        train("stopped", Recorder(stop_after=3))
+    assert train("stopped", Recorder(), resume=True) == expected
+    for file in ("checkpoint/model.safetensors", "report.json"):
+        assert (tmp_path / "straight" / file).read_bytes() == (tmp_path / "stopped" / file).read_bytes()
+    manifests = [json.loads((tmp_path / o / "checkpoint/MANIFEST.json").read_text()) for o in ("straight", "stopped")]
+    assert manifests[0] == manifests[1]
+    if "annotators" in OPTIONS[name]:
+        assert set(manifests[0]["annotators"]) == {"", "a0", "a1"} and manifests[0]["tie_nu"] > 0
+
+
+def test_the_report_says_how_good_the_model_is_and_where(tmp_path: Path, llama_dir: Path) -> None:
+    data = write_jsonl(tmp_path / "data.jsonl", mixed_rows())
+    recipe = RewardRecipe(**SMALL, epochs=6, ensemble=2)
+    metrics = reward.train(recipe, data, tmp_path / "out", Recorder(), model=str(llama_dir), eval=data)
+    told = json.loads((tmp_path / "out" / "report.json").read_text())
+    section = told["eval"]
+    assert section["decided"] == metrics["eval_pairs"] == 19 + 8 and section["ties"] == 1 + 4
+    assert section["accuracy"] == metrics["accuracy"] == 1.0
+    assert section["accuracy_ties_half"] == pytest.approx((27 + 2.5) / 32)
+    assert section["ece"] == metrics["ece"] and section["log_loss"] == metrics["log_loss"] < 0.3
+    assert set(section["slices"]["annotator"]) == {"", "a0", "a1"}
+    assert section["min_reward"] < section["mean_reward"] < section["max_reward"]
+    assert section["pad_invariance"] < 1e-4
+    assert told["train"]["disagreement"] > 0 and told["alarms"] == []
+
+
+def test_ppo_takes_the_conservative_score_of_an_ensemble(tmp_path: Path, llama_dir: Path) -> None:
+    pairs, prompts = toy_pairs(12), write_jsonl(tmp_path / "prompts.jsonl", toy_prompts(6))
+    data = write_jsonl(tmp_path / "pairs.jsonl", pairs)
+    recipe = RewardRecipe(**SMALL, ensemble=3, conservative=1.0)
+    reward.train(recipe, data, tmp_path / "rm", Recorder(), model=str(llama_dir))
+    where = str(tmp_path / "rm" / "checkpoint")
+    report = Recorder()
+    few = PPORecipe(batch_size=6, steps=2, max_new_tokens=6)
+    ppo.train(few, prompts, tmp_path / "ppo", report, model=str(llama_dir), reward_model=where)
+    assert len(report.steps_seen) == 2 and nets.load_reward_model(where).conservative == 1.0
+
+
+def test_several_linear_heads_are_each_fitted_on_their_own_bootstrap(tmp_path: Path, gpt2_dir: Path) -> None:
+    data = write_jsonl(tmp_path / "pairs.jsonl", mixed_rows())
+    recipe = RewardRecipe(head_only=True, ridge=2.0, ensemble=3, annotators="learned", conservative=0.3)
+    metrics = reward.train(recipe, data, tmp_path / "o", Recorder(), model=str(gpt2_dir), eval=data)
+    assert metrics["accuracy"] > 0.9
+    scorer = nets.load_reward_model(str(tmp_path / "o" / "checkpoint"))
+    assert torch.tensor(scorer.likelihood).shape == (3, 2)
+    assert min(scorer.disagreement(EXAMPLES, 1000)) > 0
+    told = json.loads((tmp_path / "o" / "report.json").read_text())
+    assert all(one["reliability"] > 0.85 for one in told["annotators"].values())
