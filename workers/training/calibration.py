@@ -1,4 +1,4 @@
-"""How far probabilities can be believed, and how two rankings agree: pure functions of numbers (torch-free)."""
+"""How far the probabilities of a reward model can be believed: pure functions of numbers (torch-free)."""
 
 import math
 from collections.abc import Sequence
@@ -49,29 +49,6 @@ def expected_calibration_error(curve: Sequence[Bin]) -> float:
     """Σ n_b / N |confidence_b - accuracy_b| (Naeini et al. 2015; Guo et al. 2017); 0 for nothing."""
     total = sum(one.count for one in curve)
     return sum(one.count * abs(one.confidence - one.accuracy) for one in curve) / total if total else 0.0
-
-
-def spearman(first: Sequence[float], second: Sequence[float]) -> float:
-    """Rank correlation: Pearson's of the ranks, equal values sharing the mean of theirs; 0 where one never varies."""
-    one, other = _ranks(first), _ranks(second)
-    middle = (len(one) + 1) / 2
-    together = math.fsum((a - middle) * (b - middle) for a, b in zip(one, other, strict=True))
-    apart = math.fsum((a - middle) ** 2 for a in one) * math.fsum((b - middle) ** 2 for b in other)
-    return together / math.sqrt(apart) if apart > 0 else 0.0
-
-
-def _ranks(values: Sequence[float]) -> list[float]:
-    order = sorted(range(len(values)), key=values.__getitem__)
-    ranks = [0.0] * len(values)
-    start = 0
-    while start < len(order):
-        end = start
-        while end < len(order) and values[order[end]] == values[order[start]]:
-            end += 1
-        for index in order[start:end]:
-            ranks[index] = (start + 1 + end) / 2
-        start = end
-    return ranks
 
 
 def _sigmoid(value: float) -> float:

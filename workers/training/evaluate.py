@@ -7,6 +7,7 @@ Both policies draw one completion per prompt with the same random streams. Repor
     kl_initial        the same against the first policy of all, when given
     sqrt_kl           √ of the KL to the first policy (else to the baseline): the axis of Gao et al. 2023
     reward, …         the figures of `monitors.of_rewards`; `held_out_reward…` by a reward model that nobody optimised
+    reward_uncertainty_ratio  how much more an ensemble's heads disagree on the new completions than in their training
     eval_loss         -log π per token of `demonstrations`
     sycophancy        how much oftener an answer states a wrong view when the asker does (`texts.sycophancy`)
     alarms            sentences of `alarms.alarms`, against `previous` reports, or else against the baseline's figures
@@ -132,6 +133,9 @@ def train(
         scorer = nets.load_reward_model(source, recipe.precision)
         mine, theirs = (scorer.rate(a.examples, recipe.micro_batch_tokens) for a in (new, old))
         found = monitors.of_rewards(mine, lengths, theirs, [len(c.tokens) for c in old.completions])
+        if scorer.usual_disagreement:  # an ensemble
+            spread = evaluation.mean(scorer.disagreement(new.examples, recipe.micro_batch_tokens))
+            found["reward_uncertainty_ratio"] = spread / scorer.usual_disagreement
         metrics |= {_with(prefix, name): value for name, value in found.items()}
         for sample, one, other in zip(samples, mine, theirs, strict=True):
             sample |= {f"{prefix}reward": one, _with(prefix, "baseline_reward"): other}

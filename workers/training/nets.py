@@ -191,6 +191,7 @@ class Scorer(Net):
         self.heads = int(model.score.weight.shape[0])
         self.centres: list[float] = getattr(model.config, "reward_centres", None) or [0.0] * self.heads
         self.conservative = float(getattr(model.config, "reward_conservative", 0.0))
+        self.usual_disagreement = float(getattr(model.config, "reward_disagreement", 0.0))  # on the training data
         if lora is not None:  # the head is new: it must be trained whole, and is saved with the rest
             self.model.score.float().requires_grad_(True)
 
@@ -276,8 +277,7 @@ class Scorer(Net):
     @torch.no_grad()
     def disagreement(self, examples: Sequence[Example], tokens: int) -> list[float]:
         """Deviation of an ensemble's heads on each example, in units of the normalised score; 0 for a single head."""
-        heads = self.rate_heads(examples, tokens)
-        return ((heads - torch.tensor(self.centres, device=heads.device)).std(1, correction=0) / self.std).tolist()
+        return self._spread(self.rate_heads(examples, tokens)).tolist()
 
     @torch.no_grad()
     def rate_heads(self, examples: Sequence[Example], tokens: int) -> Tensor:
@@ -286,6 +286,9 @@ class Scorer(Net):
         for group, batch in self.passes(examples, tokens):
             rated[torch.tensor(group, device=self.device)] = self.head_scores(batch)
         return rated
+
+    def _spread(self, heads: Tensor) -> Tensor:
+        return (heads - torch.tensor(self.centres, device=heads.device)).std(1, correction=0) / self.std
 
     def settle(self, heads: Tensor, conservative: float) -> Tensor:
         """Take centres, κ and normalisation from `heads` (N, M), those of the training completions, and keep them.
@@ -298,6 +301,7 @@ class Scorer(Net):
             config.reward_centres, config.reward_conservative = self.centres, self.conservative
         scores = self.combine(heads)
         self.normalise(float(scores.mean()), float(scores.std()))
+        self.usual_disagreement = config.reward_disagreement = float(self._spread(heads).mean())
         return scores
 
     def normalise(self, mean: float, std: float) -> None:

@@ -162,9 +162,9 @@ def _finish(
     summary = {"loss": train.loss, "train_accuracy": train.section["accuracy"] if train.section["decided"] else 0.0}
     summary |= {"reward_mean": scorer.mean, "reward_std": scorer.std}
     findings = judgements.findings()
-    told: dict[str, Any] = {"stage": "reward", **findings, "train": train.section}
+    told: dict[str, Any] = {"stage": "reward", "metrics": summary, **findings, "train": train.section}
     if scorer.heads > 1:
-        told["train"]["disagreement"] = float(heads.sub(heads.mean(0)).std(1, correction=0).mean())
+        told["train"]["disagreement"] = scorer.usual_disagreement
     if held_out:
         tokens = recipe.micro_batch_tokens
         heads = scorer.rate_heads(examples_of(held_out), tokens)
@@ -175,6 +175,7 @@ def _finish(
         summary |= {name: section[name] for name in ("accuracy", "accuracy_low", "accuracy_high")}
         summary |= {"eval_pairs": section["decided"], "eval_loss": measured.loss}
         summary |= {name: section[name] for name in ("log_loss", "ece")}
+        told["metrics"] = summary
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
     publish(out / "checkpoint", scorer.save, {**facts, **findings, "metrics": summary})

@@ -11,9 +11,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from workers.training.calibration import expected_calibration_error, log_loss, reliability, spearman
+from workers.training.calibration import expected_calibration_error, log_loss, reliability
 from workers.training.comparisons import TokenComparison, pairs_of
 from workers.training.evaluation import mean, wilson
+from workers.training.monitors import spearman
 
 _FEW = 30  # a slice with fewer decided pairs raises no alarm
 
@@ -83,7 +84,7 @@ def rewards_summary(comparisons: Sequence[TokenComparison], rewards: Sequence[fl
         "min_reward": min(rewards),
         "mean_reward": mean(rewards),
         "max_reward": max(rewards),
-        "spearman_reward_length": spearman(rewards, lengths),
+        "reward_length_spearman": spearman(rewards, lengths),
     }
 
 
@@ -117,7 +118,7 @@ def alarms(section: dict[str, Any]) -> list[str]:
     """What somebody should look at before using the model."""
     found = []
     shorter = section["slices"]["chosen_is"].get("shorter")
-    if section["spearman_reward_length"] > 0.5:
+    if section["reward_length_spearman"] > 0.5:
         found.append("The reward follows the length of completions (rank correlation above 0.5).")
     if shorter and shorter["decided"] >= _FEW and shorter["accuracy"] < 0.5:
         found.append("Where people chose the shorter completion, the model is wrong more often than right.")

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from workers.training.calibration import Bin, expected_calibration_error, log_loss, reliability, spearman
+from workers.training.calibration import Bin, expected_calibration_error, log_loss, reliability
 
 LOG3 = math.log(3)  # σ(log 3) = ¾
 
@@ -39,11 +39,3 @@ def test_probabilities_that_come_true_are_calibrated() -> None:
     assert expected_calibration_error(curve) == pytest.approx(0.0, abs=1e-9)
     turned = reliability([-LOG3] * 400, [0.0, 0.0, 0.0, 1.0] * 100, bins=1)
     assert expected_calibration_error(turned) == pytest.approx(0.0, abs=1e-9)
-
-
-def test_rank_correlation_of_the_textbook() -> None:
-    """Ranks 1 2 3 4 5 and 2 1 4 3 5: 1 - 6·4/(5·24) = .8; with ties (1, 2.5, 2.5, 4) against 1..4: 4.5/√(4.5·5)."""
-    assert spearman([10, 20, 30, 40, 50], [2, 1, 4, 3, 9]) == pytest.approx(0.8)
-    assert spearman([1, 5, 5, 7], [1, 2, 3, 4]) == pytest.approx(4.5 / math.sqrt(4.5 * 5))
-    assert spearman([1, 2, 3], [9, 4, 1]) == pytest.approx(-1.0)
-    assert spearman([1, 1, 1], [1, 2, 3]) == 0.0

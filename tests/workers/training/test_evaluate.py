@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.workers.training.nets_in_memory import Recorder, save_reward_model, toy_prompts, write_jsonl
 from workers.training import evaluate
 from workers.training.errors import DataError, RecordError
-from workers.training.nets import load_policy
+from workers.training.nets import load_policy, new_reward_model
 from workers.training.recipes import EvaluateRecipe
 
 RECIPE = EvaluateRecipe(max_new_tokens=8, max_length=64)
@@ -43,6 +44,15 @@ def test_a_policy_against_itself_is_equal_in_every_figure(tmp_path: Path, llama_
     [example] = policy.codec.encode("say", "abc")
     expected = -float(policy.completion_log_probs([example]).detach()) / len(example.completion)
     assert metrics["eval_loss"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_an_ensemble_says_how_much_less_sure_it_is_of_the_new_completions(tmp_path: Path, llama_dir: Path) -> None:
+    scorer = new_reward_model(str(llama_dir), 0, heads=3)
+    scorer.settle(torch.tensor([[0.1, 0.0, 0.0], [0.0, 0.1, 0.0]]), conservative=0.5)
+    scorer.save(tmp_path / "ensemble")
+    told = run(tmp_path, llama_dir, reward_model=str(tmp_path / "ensemble"))
+    assert told["metrics"]["reward_uncertainty_ratio"] > 2
+    assert any("disagree" in sentence for sentence in told["alarms"])
 
 
 def test_alarms_compare_with_earlier_reports(tmp_path: Path, llama_dir: Path) -> None:

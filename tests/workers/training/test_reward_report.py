@@ -85,9 +85,9 @@ def test_agreement_of_people_bounds_what_a_model_can_reach() -> None:
 
 def test_a_model_that_follows_length_or_guesses_raises_an_alarm() -> None:
     guessing = [JudgedPair((-1) ** i * 1.0, 1.0, -1, "", "") for i in range(40)]
-    rewards = {"spearman_reward_length": 0.7, "pad_invariance": 0.0}
+    rewards = {"reward_length_spearman": 0.7, "pad_invariance": 0.0}
     wrong = [replace(pair, gap=-1.0) for pair in guessing[:30]]
     found = reward_report.alarms(reward_report.quality([*wrong, WON]) | rewards)
     assert len(found) == 3 and "length" in found[0] and "shorter" in found[1] and "guessing" in found[2]
-    good = reward_report.quality([WON] * 40) | {"spearman_reward_length": 0.1, "pad_invariance": 0.1}
+    good = reward_report.quality([WON] * 40) | {"reward_length_spearman": 0.1, "pad_invariance": 0.1}
     assert [text for text in reward_report.alarms(good) if "batch" in text] == reward_report.alarms(good) != []
