@@ -185,15 +185,20 @@ class Scorer(Net):
         self, model: Any, codec: Codec, precision: str = "fp32", lora: Lora | None = None, seed: int = 0
     ) -> None:
         super().__init__(model, codec, precision, lora, seed)
-        self.mean = float(getattr(model.config, "reward_mean", 0.0))
-        self.std = float(getattr(model.config, "reward_std", 1.0))
-        self.likelihood: list[Any] | None = getattr(model.config, "reward_likelihood", None)
         self.heads = int(model.score.weight.shape[0])
-        self.centres: list[float] = getattr(model.config, "reward_centres", None) or [0.0] * self.heads
-        self.conservative = float(getattr(model.config, "reward_conservative", 0.0))
-        self.usual_disagreement = float(getattr(model.config, "reward_disagreement", 0.0))  # on the training data
+        self.recall(model.config)
         if lora is not None:  # the head is new: it must be trained whole, and is saved with the rest
             self.model.score.float().requires_grad_(True)
+
+    def recall(self, config: Any) -> None:
+        """Take what `settle` and `read_features` wrote into a model's config."""
+        self.mean = float(getattr(config, "reward_mean", 0.0))
+        self.std = float(getattr(config, "reward_std", 1.0))
+        self.likelihood: list[Any] | None = getattr(config, "reward_likelihood", None)
+        kept = getattr(config, "reward_centres", None) if self.heads > 1 else None
+        self.centres: list[float] = kept or [0.0] * self.heads
+        self.conservative = float(getattr(config, "reward_conservative", 0.0))
+        self.usual_disagreement = float(getattr(config, "reward_disagreement", 0.0))  # on the training data
 
     def scores(self, batch: Batch) -> Tensor:
         """Raw score of each example: (B,) fp32."""
@@ -252,22 +257,26 @@ class Scorer(Net):
         self.likelihood = self.model.config.reward_likelihood = weights[:, -2:].tolist()
 
     def as_critic(self, precision: str, lora: Lora | None, seed: int) -> "Scorer":
-        """A trainable copy as value model: it starts from the reward model, or from 0 if that reads `features`.
-
-        Of an ensemble it takes the mean head, which predicts the score but for the heads' disagreement.
-        """
+        """A trainable copy as value model, which starts from `value_head`."""
         model = copy.deepcopy(self.model).requires_grad_(True)
-        if self.heads > 1:
-            head = nn.Linear(model.score.in_features, 1, bias=False).to(model.score.weight)
-            with torch.no_grad():
-                head.weight.copy_(model.score.weight.mean(0, keepdim=True))
-            model.score, model.config.num_labels, model.config.reward_centres = head, 1, None
-            model.config.reward_mean = sum(self.centres) / self.heads
+        weight, mean, std = self.value_head()
+        model.score = nn.Linear(weight.shape[1], 1, bias=False, device=weight.device)
+        with torch.no_grad():
+            model.score.weight.copy_(weight)
         critic = Scorer(model, self.codec, precision, lora, seed)
-        if critic.likelihood is not None:
-            critic.likelihood, critic.mean, critic.std = None, 0.0, 1.0
-            nn.init.zeros_(critic.model.score.weight)
+        critic.likelihood, critic.mean, critic.std = None, mean, std
         return critic
+
+    def value_head(self) -> tuple[Tensor, float, float]:
+        """Weight (1, d), mean and deviation of a value model that starts as this reward model.
+
+        A head on `features` does not read single tokens: then it starts at nothing. Of an ensemble it takes the mean
+        head, which predicts the score but for the heads' disagreement.
+        """
+        weight = self.model.score.weight.detach().float()
+        if self.likelihood is not None:
+            return torch.zeros_like(weight[:1]), 0.0, 1.0
+        return weight.mean(0, keepdim=True), self.mean if self.heads == 1 else sum(self.centres) / self.heads, self.std
 
     @torch.no_grad()
     def rate(self, examples: Sequence[Example], tokens: int) -> list[float]:

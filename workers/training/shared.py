@@ -16,6 +16,7 @@ import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -36,10 +37,10 @@ class Headed(nn.Module):
     """A backbone that somebody else may hold too, with a scalar head of its own: what `Scorer` needs of a model."""
 
     def __init__(self, backbone: nn.Module, config: Any, weight: Tensor) -> None:
-        """`weight`: (1, d) of the head."""
+        """`weight`: (M, d) of the heads."""
         super().__init__()
         self.base_model, self.config = backbone, config
-        self.score = nn.Linear(weight.shape[1], 1, bias=False, device=weight.device)
+        self.score = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device=weight.device)
         with torch.no_grad():
             self.score.weight.copy_(weight.float())
 
@@ -121,14 +122,12 @@ def reward_and_value(recipe: PPORecipe, policy: Policy, model: str, reward_model
 
 def _beside(scorer: Scorer, lora: Lora, seed: int) -> tuple[Scorer, Scorer]:
     """A reward model as trunk: read through no adapter it is itself, through its adapter it is the value model."""
-    likelihood, weight = scorer.likelihood, scorer.model.score.weight.detach()
+    weight, start = scorer.model.score.weight.detach(), scorer.value_head()
     scorer.peft = nets.attach(scorer.model, lora, seed)
-    reward = OnTrunk(scorer, None, weight, scorer.mean, scorer.std)
+    reward = OnTrunk(scorer, None, weight)
+    reward.recall(scorer.model.config)
     reward.model.score.requires_grad_(False)
-    reward.likelihood = likelihood
-    if likelihood is not None:  # such a head does not read single tokens: begin at nothing
-        return reward, OnTrunk(scorer, "default", torch.zeros_like(weight))
-    return reward, OnTrunk(scorer, "default", weight, scorer.mean, scorer.std)
+    return reward, OnTrunk(scorer, "default", *start)
 
 
 def is_adapter_on(reward_model: str, model: str) -> bool:
@@ -176,9 +175,8 @@ def _reward_adapter(policy: Policy, directory: Path) -> Scorer:
     with torch.random.fork_rng():
         peft.add_adapter("reward", LoraConfig(**read))
     set_peft_model_state_dict(peft, tensors, adapter_name="reward")
-    scale = json.loads((directory / "config.json").read_text())
-    mean, std = float(scale.get("reward_mean", 0.0)), float(scale.get("reward_std", 1.0))
-    scorer = OnTrunk(policy, "reward", head.to(policy.device), mean, std)
+    scorer = OnTrunk(policy, "reward", head.to(policy.device))
+    scorer.recall(SimpleNamespace(**json.loads((directory / "config.json").read_text())))
     scorer.model.score.requires_grad_(False)
     return scorer
 
@@ -197,7 +195,7 @@ def _value_adapter(lora: Lora, seed: int, policy: Policy, start: Scorer | None) 
         for name, parameter in weights.items():
             if ".value." in name:
                 parameter.copy_(weights[name.replace(".value.", ".reward.")])
-    return OnTrunk(policy, "value", start.model.score.weight.detach(), start.mean, start.std)
+    return OnTrunk(policy, "value", *start.value_head())
 
 
 def _config(directory: Path) -> dict[str, Any]:

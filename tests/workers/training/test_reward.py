@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.workers.training.nets_in_memory import Recorder, example, toy_pairs, toy_prompts, write_jsonl
-from workers.training import nets, ppo, reward
+from tests.workers.training.nets_in_memory import Recorder, example, toy_pairs, write_jsonl
+from workers.training import nets, reward, shared
 from workers.training.errors import Interrupted
 from workers.training.layout import collate
 from workers.training.recipes import Lora, PPORecipe, RewardRecipe
@@ -142,16 +142,24 @@ def test_the_report_says_how_good_the_model_is_and_where(tmp_path: Path, llama_d
     assert told["train"]["disagreement"] > 0 and told["alarms"] == []
 
 
-def test_ppo_takes_the_conservative_score_of_an_ensemble(tmp_path: Path, llama_dir: Path) -> None:
-    pairs, prompts = toy_pairs(12), write_jsonl(tmp_path / "prompts.jsonl", toy_prompts(6))
-    data = write_jsonl(tmp_path / "pairs.jsonl", pairs)
-    recipe = RewardRecipe(**SMALL, ensemble=3, conservative=1.0)
-    reward.train(recipe, data, tmp_path / "rm", Recorder(), model=str(llama_dir))
-    where = str(tmp_path / "rm" / "checkpoint")
-    report = Recorder()
-    few = PPORecipe(batch_size=6, steps=2, max_new_tokens=6)
-    ppo.train(few, prompts, tmp_path / "ppo", report, model=str(llama_dir), reward_model=where)
-    assert len(report.steps_seen) == 2 and nets.load_reward_model(where).conservative == 1.0
+@pytest.mark.parametrize("value_init", ["reward", "zero"])
+@pytest.mark.parametrize("adapter", [False, True])
+def test_ppo_reads_an_ensemble_as_it_was_trained_whether_whole_or_an_adapter(
+    tmp_path: Path, llama_dir: Path, adapter: bool, value_init: str
+) -> None:
+    lora = Lora(r=2)
+    alone = ensemble(llama_dir, conservative=0.7, lora=lora if adapter else None)
+    expected, values = alone.rate(EXAMPLES, 1000), alone.values(collate(EXAMPLES)) + alone.mean / alone.std
+    directory = tmp_path / "rm"
+    directory.mkdir()
+    shared.save_reward_adapter(alone, directory, str(llama_dir)) if adapter else alone.save(directory)
+    recipe = PPORecipe(lora=lora, value_init=value_init)
+    policy = nets.load_policy(str(llama_dir), lora=lora)
+    scorer, critic = shared.reward_and_value(recipe, policy, str(llama_dir), str(directory))
+    assert scorer.rate(EXAMPLES, 1000) == pytest.approx(expected, abs=1e-5)
+    with torch.no_grad():
+        start = critic.values(collate(EXAMPLES))
+    assert torch.allclose(start, values if value_init == "reward" else torch.zeros_like(start), atol=1e-4)
 
 
 def test_several_linear_heads_are_each_fitted_on_their_own_bootstrap(tmp_path: Path, gpt2_dir: Path) -> None:
