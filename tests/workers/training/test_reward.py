@@ -149,7 +149,10 @@ def test_ppo_reads_an_ensemble_as_it_was_trained_whether_whole_or_an_adapter(
 ) -> None:
     lora = Lora(r=2)
     alone = ensemble(llama_dir, conservative=0.7, lora=lora if adapter else None)
-    expected, values = alone.rate(EXAMPLES, 1000), alone.values(collate(EXAMPLES)) + alone.mean / alone.std
+    expected, batch = alone.rate(EXAMPLES, 1000), collate(EXAMPLES)
+    alone.conservative, alone.mean = 0.0, 0.0
+    values = alone.values(batch)
+    alone.recall(alone.model.config)
     directory = tmp_path / "rm"
     directory.mkdir()
     shared.save_reward_adapter(alone, directory, str(llama_dir)) if adapter else alone.save(directory)
@@ -158,7 +161,7 @@ def test_ppo_reads_an_ensemble_as_it_was_trained_whether_whole_or_an_adapter(
     scorer, critic = shared.reward_and_value(recipe, policy, str(llama_dir), str(directory))
     assert scorer.rate(EXAMPLES, 1000) == pytest.approx(expected, abs=1e-5)
     with torch.no_grad():
-        start = critic.values(collate(EXAMPLES))
+        start = critic.values(batch)
     assert torch.allclose(start, values if value_init == "reward" else torch.zeros_like(start), atol=1e-4)
 
 
