@@ -300,6 +300,13 @@ class SampleRecipe(BaseModel):
     n: int = Field(2, ge=1, le=1024, description="Completions per prompt.")
     temperature: float = Field(1.0, ge=0, le=10, description="Sampling temperature; 0 is greedy.")
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus: the smallest set with this much probability.")
+    top_k: int = Field(0, ge=0, le=1_000_000, description="Only so many of the likeliest tokens; 0 keeps all.")
+    min_p: float = Field(0.0, ge=0, le=1, description="Only tokens with this share of the likeliest one's probability.")
+    repetition_penalty: float = Field(
+        1.0, ge=1, le=10, description="Divides the logits of tokens that occurred before; 1 is none."
+    )
+    stop: str | None = Field(None, min_length=1, max_length=200, description="Text that ends a completion.")
+    log_probs: bool = Field(False, description="Write the log-probability of each token as well.")
     max_new_tokens: int = Field(128, ge=1, le=131_072, description="Longest completion, in tokens.")
     max_length: int = Field(1024, ge=8, le=1_048_576, description="Tokens of prompt + completion.")
     batch_size: int = Field(128, ge=1, le=65536, description="Sequences generated at a time.")
