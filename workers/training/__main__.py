@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
+from workers.training import parallel
 from workers.training.errors import DataError, DiskFullError, OutOfMemoryError, TrainingError
 from workers.training.report import Reporter
 
@@ -41,12 +42,14 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one stage; returns the exit code."""
     with _private_stdout() as stdout:
-        report = Reporter("training", stdout=stdout)
-        before = signal.signal(signal.SIGTERM, lambda *_: setattr(report, "stopping", True))
+        many = parallel.start().size > 1
+        report = (parallel.SharedReporter if many else Reporter)("training", stdout=stdout)
+        before = signal.signal(signal.SIGTERM, lambda *_: report.ask_to_stop())
         try:
             return _report_on(argv, report)
         finally:
             signal.signal(signal.SIGTERM, before)
+            parallel.finish()
 
 
 def _report_on(argv: Sequence[str] | None, report: Reporter) -> int:
@@ -59,12 +62,11 @@ def _report_on(argv: Sequence[str] | None, report: Reporter) -> int:
         report.summary(_run(arguments, report))
         return 0
     except TrainingError as error:
-        failure = error
+        failure, trace = error, ""
     except Exception as error:
         failure = _explain(error)
-        if failure.kind == "internal":
-            report.log(traceback.format_exc().rstrip())
-    report.error(failure.kind, str(failure))
+        trace = traceback.format_exc().rstrip() if failure.kind == "internal" else ""
+    report.error(failure.kind, str(failure), trace)
     return failure.exit_code
 
 
@@ -74,6 +76,8 @@ def _run(arguments: argparse.Namespace, report: Reporter) -> dict[str, float]:
     for name in _NEEDED.get(stage, ("model",)):
         if getattr(arguments, name) is None:
             raise _UsageError(f"{stage} needs --{name.replace('_', '-')}")
+    if not parallel.alone() and stage not in parallel.STAGES:
+        raise _UsageError(f"{stage} runs in one process: several are for {', '.join(parallel.STAGES)}")
     recipe = _recipe(stage, arguments.recipe, arguments.set)
     # Waiting threads must sleep: where other processes share the cores, spinning ones cost more than they win.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")

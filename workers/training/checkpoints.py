@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from workers.training import parallel
 from workers.training.errors import DataError, DiskFullError, ModelError
 
 MANIFEST = "MANIFEST.json"
@@ -26,7 +27,11 @@ def publish(target: Path, fill: Callable[[Path], None], facts: Mapping[str, Any]
 
     `facts` (stage, step, metrics, …) go into the manifest. A `target` that exists is replaced. On any failure the
     unfinished directory is removed and `target` is as it was; a full disk becomes `DiskFullError`.
+    Of several processes the first one writes; the others take part in `fill`, which may have to gather from them.
     """
+    if not parallel.first():
+        fill(target)
+        return {}
     _recover(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh, old = target.with_name(f".tmp-{target.name}"), target.with_name(f".old-{target.name}")
@@ -132,6 +137,9 @@ class States:
     def save(self, step: int, tensors: Mapping[str, Any], info: Mapping[str, Any]) -> None:
         """Save named tensors and JSON facts after `step` steps, then drop all but the newest two states."""
         from safetensors.torch import save_file
+
+        if not parallel.first():
+            return
 
         def fill(directory: Path) -> None:
             save_file(

@@ -99,6 +99,12 @@ def lay_out(rows: Sequence[Row], device: torch.device | str = "cpu") -> Batch:
     return Batch(ids.to(device), positions.to(device), attention, *moved)
 
 
+def idle(device: torch.device | str = "cpu") -> Batch:
+    """A pass over one token for no completion: what a process reads whose partners have more passes to make."""
+    none, one = torch.zeros(0, dtype=torch.long, device=device), torch.zeros(1, 1, dtype=torch.long, device=device)
+    return Batch(one, one, None, torch.zeros(0, 1, dtype=torch.bool, device=device), none, none, none, none, none)
+
+
 def _attention(document: Tensor, branch: Tensor) -> Tensor:
     """Causal, within the document, and there to the prompt (branch 0) or the own branch: (B, 1, L, L)."""
     width = document.shape[1]
@@ -167,7 +173,7 @@ def passes(
 
 def _packed(lengths: Sequence[int]) -> list[list[int]]:
     """Best fit: items, longest first, into rows as long as the longest, each where it leaves the least room."""
-    capacity = max(lengths)
+    capacity = max(lengths, default=0)
     rows: list[list[int]] = []
     room: list[int] = []
     for item in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from workers.training import layout, losses
+from workers.training import layout, losses, parallel
 from workers.training.checkpoints import check_model_directory
 from workers.training.errors import ModelError
 from workers.training.layout import Batch, collate, grouped, lay_out
@@ -35,7 +35,7 @@ class Net:
     def __init__(
         self, model: Any, codec: Codec, precision: str = "fp32", lora: Lora | None = None, seed: int = 0
     ) -> None:
-        self.codec, self.precision, self.peft = codec, precision, None
+        self.codec, self.precision, self.lora, self.peft = codec, precision, lora, None
         self.model = model.to(device()).eval()  # eval: dropout would make old and new log-probabilities differ
         self.device = next(model.parameters()).device
         # How many tokens make a pass worth its overhead; below that, padding is cheaper than another pass.
@@ -43,6 +43,10 @@ class Net:
         self.takes_positions = "position_ids" in inspect.signature(model.base_model.forward).parameters
         if lora is not None:
             self.peft = attach(self.model, lora, seed)
+        if parallel.sharded():
+            embeddings = (self.model.get_input_embeddings(), self.model.get_output_embeddings())
+            whole = [p for module in embeddings if module is not None for p in module.parameters()]
+            parallel.shard(self.model.base_model, _blocks(self.model), whole)
 
     @property
     def context_length(self) -> int:
@@ -64,8 +68,12 @@ class Net:
             groups, pack = [[index] for index in range(len(examples))], False
         else:
             groups = grouped(examples, self.model.config.get_text_config().hidden_size, self.window)
-        for places, rows in layout.passes(groups, examples, tokens, self.enough, pack=pack):
+        parts = list(layout.passes(groups, examples, tokens, self.enough, pack=pack))
+        # Blocks are gathered by all processes together: they agree first on how many passes all of them make.
+        idle = parallel.most(len(parts)) - len(parts) if parallel.sharded() else 0
+        for places, rows in parts:
             yield places, lay_out(rows, self.device)
+        yield from (([], layout.idle(self.device)) for _ in range(idle))
 
     def _per_example(self, examples: Sequence[Example], value: Callable[[Batch], Tensor]) -> Tensor:
         """`value` (C,) of all examples in their order, with gradients, computed in passes that waste little padding."""
@@ -128,6 +136,16 @@ class Net:
 
     def save(self, directory: Path) -> None:
         """Write config, safetensors and tokenizer with its chat template; LoRA is merged, which ends training."""
+        if parallel.sharded():
+            gathered = {name: parallel.full(tensor).cpu() for name, tensor in self.model.state_dict().items()}
+            fresh = type(self.model)(self.model.config)
+            self.peft = attach(fresh, self.lora, 0) if self.lora else None
+            fresh.load_state_dict(gathered, assign=True)
+            fresh.tie_weights()
+            fresh.generation_config = self.model.generation_config
+            self.model = fresh
+        if not parallel.first():
+            return
         if self.peft is not None:
             self.model, self.peft = self.peft.merge_and_unload(), None
         self.model.save_pretrained(directory)
@@ -417,6 +435,13 @@ def attach(model: Any, lora: Lora, seed: int) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return get_peft_model(model, config)
+
+
+def _blocks(model: Any) -> list[nn.Module]:
+    """The transformer blocks of a model, first to last."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return [module for module in model.base_model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 def _codec(source: str, model: Any) -> Codec:

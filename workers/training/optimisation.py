@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from workers.training import parallel
 from workers.training.recipes import Recipe
 
 Named = Sequence[tuple[str, nn.Parameter]]
@@ -54,15 +55,20 @@ class Optimiser:
             [{"params": [p for _, p in named], "lr": rate} for named, rate in groups],
             eps=1e-5,
             weight_decay=recipe.weight_decay,
+            foreach=False if parallel.sharded() else None,  # it cannot mix sharded and whole parameters
         )
 
     def step(self, step: int, total: int) -> Tensor:
-        """Clip each group, update, zero the gradients; returns the first group's gradient norm before clipping."""
+        """Clip each group, update, zero the gradients; returns the first group's gradient norm before clipping.
+
+        Gradients are summed over the processes of the run first.
+        """
+        parallel.sum_gradients(p for _, p in self.named)
         factor = learning_rate_factor(step, total, self.recipe)
         norms = []
         for group, peak in zip(self.adam.param_groups, self.peaks, strict=True):
             group["lr"] = peak * factor
-            norms.append(nn.utils.clip_grad_norm_(group["params"], self.recipe.max_grad_norm))
+            norms.append(parallel.clip(group["params"], self.recipe.max_grad_norm))
         self.adam.step()
         self.adam.zero_grad(set_to_none=True)
         return norms[0]
@@ -71,21 +77,21 @@ class Optimiser:
         """Weights and moments by name, plus the random state, for `States.save`."""
         tensors: dict[str, Tensor] = {"random": torch.get_rng_state()}
         for name, parameter in self.named:
-            tensors[f"weight/{name}"] = parameter.data
+            tensors[f"weight/{name}"] = parallel.full(parameter.data)
             for key, value in self.adam.state.get(parameter, {}).items():
-                tensors[f"{key}/{name}"] = value
+                tensors[f"{key}/{name}"] = parallel.full(value)
         return tensors
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Put a saved state back."""
         torch.set_rng_state(tensors["random"])
         for name, parameter in self.named:
-            parameter.data.copy_(tensors[f"weight/{name}"])
-            moments: dict[str, Any] = {}
-            for key in ("step", "exp_avg", "exp_avg_sq"):
-                if (value := tensors.get(f"{key}/{name}")) is not None:
-                    moments[key] = value if key == "step" else value.to(parameter.device)
-            if moments:
+            parallel.fill(parameter.data, tensors[f"weight/{name}"])
+            if f"step/{name}" in tensors:
+                moments: dict[str, Any] = {"step": tensors[f"step/{name}"]}
+                for key in ("exp_avg", "exp_avg_sq"):
+                    moments[key] = torch.zeros_like(parameter.data)
+                    parallel.fill(moments[key], tensors[f"{key}/{name}"])
                 self.adam.state[parameter] = moments
 
 

@@ -35,6 +35,10 @@ class Reporter:
         out.mkdir(parents=True, exist_ok=True)
         self._journal = (out / JOURNAL).open("a" if resume else "w", encoding="utf-8", buffering=1)
 
+    def ask_to_stop(self) -> None:
+        """Stop after the step that is being made; a signal handler may call this."""
+        self.stopping = True
+
     def begin(self) -> None:
         """The work proper starts: throughput is measured from here, `seconds` from the start of the process."""
         self._loop_started = time.monotonic()
@@ -82,10 +86,12 @@ class Reporter:
                 self.log(f"  {name:<28} {value:.4g}")
         return result
 
-    def error(self, kind: str, message: str) -> None:
-        """Print the failure as the last line of both streams."""
+    def error(self, kind: str, message: str, trace: str = "") -> None:
+        """Print the failure as the last line of both streams, after the trace of a defect."""
         if self.as_json:
             self._emit({"error": {"kind": kind, "message": message}})
+        if trace:
+            self.log(trace)
         self.log(message)
 
     def _emit(self, value: Mapping[str, Any]) -> None:

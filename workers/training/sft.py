@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from workers.training import nets, optimisation
+from workers.training import nets, optimisation, parallel
 from workers.training.checkpoints import States, digest, fingerprint, finished, publish
 from workers.training.errors import Interrupted, TooFewError
 from workers.training.evaluation import log_prob_sums
@@ -68,14 +68,14 @@ def train(
         batch = [examples[i] for i in optimisation.step_items(len(examples), recipe.batch_size, recipe.seed, step)]
         tokens = sum(len(e.completion) for e in batch)
         loss = torch.zeros((), device=policy.device)
-        for _, part in policy.passes(batch, recipe.micro_batch_tokens):
+        for _, part in policy.passes(parallel.share(batch), recipe.micro_batch_tokens):
             share = -policy.log_probs(part).sum() / tokens
             share.backward()
             loss += share.detach()
         norm = optimiser.step(step, total)
 
         report.count(len(batch), sum(len(e) for e in batch))
-        metrics = optimisation.to_floats({"loss": loss, "grad_norm": norm})
+        metrics = optimisation.to_floats({"loss": parallel.total(loss), "grad_norm": norm})
         report.step(step + 1, total, metrics)
         if report.stopping or (recipe.save_every and (step + 1) % recipe.save_every == 0):
             states.save(step + 1, optimiser.state(), metrics)

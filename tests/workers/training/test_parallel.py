@@ -1,0 +1,108 @@
+"""Two processes make the run of one: the same steps, the same weights, one report and one checkpoint."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.workers.training.nets_in_memory import toy_pairs, write_jsonl
+from workers.training import parallel
+from workers.training.__main__ import main
+
+QUICK = ["batch_size=10", "learning_rate=0.001", "micro_batch_tokens=64", "save_every=2"]
+PROGRAM = (
+    "import json, sys; from workers.training.__main__ import main\n"
+    "sys.exit(max(main(arguments) for arguments in json.loads(sys.argv[1])))"
+)
+
+
+def _stages(directory: Path, model: Path) -> list[list[str]]:
+    """Each data-parallel stage on 21 records, so that the last step has one and a process has none of it."""
+    pairs = write_jsonl(directory / "pairs.jsonl", toy_pairs(21))
+    shown = write_jsonl(
+        directory / "shown.jsonl", [{"prompt": r["prompt"], "completion": r["chosen"]} for r in toy_pairs(21)]
+    )
+    options = [word for setting in QUICK for word in ("--set", setting)]
+    return [
+        [stage, "--data", str(shown if stage == "sft" else pairs), "--model", str(model), *options]
+        for stage in parallel.STAGES
+    ]
+
+
+def _two(jobs: list[list[str]], *, sharded: bool) -> list[str]:
+    """Run all jobs in each of two processes, as the launcher would start them; what each said on stdout."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, json.dumps(jobs)],
+            env=os.environ | shared | {"RANK": str(rank), "ACCELERATE_USE_FSDP": str(sharded).lower()},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        said = [child.communicate(timeout=240) for child in children]
+    finally:
+        for child in children:
+            child.kill()
+    assert [child.returncode for child in children] == [0, 0], said
+    return [out for out, _ in said]
+
+
+@pytest.mark.parametrize("sharded", [False, True], ids=["replicated", "sharded"])
+def test_two_processes_end_with_the_weights_of_one(
+    sharded: bool, tmp_path: Path, llama_dir: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    jobs = _stages(tmp_path, llama_dir)
+    capfd.readouterr()
+    for job in jobs:
+        assert main([*job, "--out", str(tmp_path / "one" / job[0])]) == 0
+    alone = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    first, second = _two([[*job, "--out", str(tmp_path / "two" / job[0])] for job in jobs], sharded=sharded)
+    assert second == ""
+    together = [json.loads(line) for line in first.splitlines()]
+    assert len(together) == len(alone) == 4 * len(jobs)
+    for mine, theirs in zip(together, alone, strict=True):
+        assert mine["metrics"] == pytest.approx(theirs["metrics"], abs=1e-4, rel=1e-5)
+    for job in jobs:
+        one, two = (load_file(tmp_path / n / job[0] / "checkpoint" / "model.safetensors") for n in ("one", "two"))
+        assert set(one) == set(two)
+        assert max(float((one[name] - two[name]).abs().max()) for name in one) <= 1e-5, job[0]
+
+
+def test_a_process_alone_is_the_whole_world() -> None:
+    assert parallel.alone() and parallel.first() and not parallel.sharded()
+    assert parallel.share([3, 4, 5]) == [3, 4, 5] and parallel.level([[1]]) == [[1]]
+    value: Any = torch.ones(2)
+    assert parallel.total(value) is value and parallel.joined(value) is value and parallel.most(3) == 3
+
+
+def test_the_shares_of_all_processes_are_the_step_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = []
+    for rank in range(3):
+        monkeypatch.setattr(parallel, "_world", parallel.World(rank, 3))
+        shares += parallel.share(range(8))
+    assert sorted(shares) == list(range(8))
+
+
+def test_a_stage_that_draws_samples_refuses_several_processes(
+    tmp_path: Path, llama_dir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(parallel, "start", lambda: parallel.World())
+    monkeypatch.setattr(parallel, "alone", lambda: False)
+    prompts = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": "x"}])
+    code = main(["sample", "--data", str(prompts), "--model", str(llama_dir), "--out", str(tmp_path / "o")])
+    assert code == 2
+    assert "sample runs in one process" in capfd.readouterr().err
