@@ -279,7 +279,7 @@ const leave = (entry, since) => {
   store.remove(draftKey(entry.assignment));
   drawProgress();
   advance();
-  snack(entry.skip ? "Skipped." : `${entry.said}.`, !entry.skip);
+  snack(entry.skip ? "Skipped." : `${entry.said}.`, true);
   say(form() ? `${entry.said}. Next comparison.` : `${entry.said}.`);
   measure(since);
 };
@@ -297,7 +297,7 @@ const skip = (reason, words) => {
     assignment: form().dataset.assignment,
     campaign,
     url: new URL(action).pathname,
-    fields: { reason, key: newKey() },
+    fields: { reason, comment: form().elements.comment.value, key: newKey() },
     said: `Skipped: ${words}`,
     skip: true,
     at: Date.now(),
@@ -342,7 +342,7 @@ const undo = async () => {
     const id = idOf(reply.view);
     const index = ahead.findIndex((other) => idOf(other) === id);
     if (index >= 0) ahead.splice(index, 1);
-    if (idOf(view()) !== id) bringBack(reply.view, "Your last answer is open again.");
+    if (idOf(view()) !== id) bringBack(reply.view, "The last one is open again.");
   } else snack(reply.refused ?? "The server cannot be reached, so nothing was undone.", false);
 };
 

@@ -15,10 +15,10 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from app.accounts.models import User
-from app.annotation import presentation
+from app.annotation import comments, presentation
 from app.annotation.models import Annotator, Assignment, AssignmentState
 from app.campaigns.models import Campaign, CampaignState
-from app.comparisons.models import Comparison
+from app.comparisons.models import Comparison, ComparisonState
 from app.core.errors import Conflict, Invalid
 from app.core.settings import settings
 
@@ -149,7 +149,7 @@ def renew(session: Session, assignment: Assignment) -> None:
     session.refresh(assignment)
 
 
-def skip(session: Session, assignment: Assignment, reason: str) -> None:
+def skip(session: Session, assignment: Assignment, reason: str, comment: str = "") -> None:
     """Give the comparison back, with a reason; this annotator is not asked again. Twice is the same as once."""
     if reason not in SKIP_REASONS:
         raise Invalid(f"The reason must be one of {', '.join(SKIP_REASONS)}.", "reason")
@@ -161,10 +161,25 @@ def skip(session: Session, assignment: Assignment, reason: str) -> None:
         raise Conflict("You have already answered this comparison; undo the answer first.")
     held = assignment.state is AssignmentState.leased
     assignment.state = AssignmentState.skipped
-    assignment.skip_reason = reason
+    assignment.skip_reason, assignment.skip_comment = reason, comments.check(comment)
+    assignment.skipped_at = session.scalar(select(func.clock_timestamp()))
     if held:
         give_back_slot(session, assignment.comparison_id)
     session.flush()
+
+
+def take_up_again(session: Session, assignment: Assignment) -> None:
+    """Undo a skip. Where somebody else has the comparison by now, an answer is kept as surplus."""
+    comparison = session.get_one(Comparison, assignment.comparison_id, with_for_update=True, populate_existing=True)
+    session.refresh(assignment, with_for_update=True)
+    if assignment.state is not AssignmentState.skipped:
+        return
+    free = comparison.state is ComparisonState.open and comparison.open_slots > 0
+    comparison.open_slots -= free
+    assignment.state = AssignmentState.leased if free else AssignmentState.released
+    assignment.skipped_at = None
+    session.flush()
+    renew(session, assignment)
 
 
 def give_back_slot(session: Session, comparison_id: uuid.UUID) -> None:

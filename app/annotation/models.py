@@ -35,7 +35,7 @@ class AssignmentState(StrEnum):
     submitted = "submitted"
     """Answered. Undoing the answer makes it leased again."""
     skipped = "skipped"
-    """The annotator declined, with a reason; the slot went back and they are not asked again."""
+    """The annotator declined, with a reason; the slot went back and they are not asked again, unless they undo it."""
     released = "released"
     """The lease ran out and the slot went back. A late answer is kept all the same."""
 
@@ -64,7 +64,7 @@ class Assignment(Row):
     MOVES: ClassVar[dict[AssignmentState, set[AssignmentState]]] = {
         AssignmentState.leased: {AssignmentState.submitted, AssignmentState.skipped, AssignmentState.released},
         AssignmentState.submitted: {AssignmentState.leased},
-        AssignmentState.skipped: set(),
+        AssignmentState.skipped: {AssignmentState.leased, AssignmentState.released},
         AssignmentState.released: {AssignmentState.submitted, AssignmentState.leased},
     }
 
@@ -77,6 +77,8 @@ class Assignment(Row):
     leased_at: Mapped[datetime] = mapped_column(server_default=func.now())
     expires_at: Mapped[datetime]
     skip_reason: Mapped[str] = mapped_column(server_default="")
+    skip_comment: Mapped[str] = mapped_column(server_default="")
+    skipped_at: Mapped[datetime | None]
 
 
 class Annotation(Row):

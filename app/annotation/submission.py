@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from app.annotation import leasing
+from app.annotation import comments, leasing
 from app.annotation.models import Annotation, Annotator, Assignment, AssignmentState
 from app.annotation.ranking import Ranking
 from app.annotation.scales import Scale
@@ -20,7 +20,6 @@ from app.core import live
 from app.core.errors import Conflict, Invalid, NotFound
 
 FLAGS = ("both_bad", "both_good")
-MAX_COMMENT = 10_000
 
 
 @dataclass
@@ -56,10 +55,7 @@ def checked(answer: Answer, of: list[str], scale: Scale) -> Ranking:
         raise Invalid("A tie has no strength.", "strength")
     if answer.strength is not None and not 1 <= answer.strength <= scale.strengths:
         raise Invalid(f"Strength goes from 1 to {scale.strengths} on this campaign's scale.", "strength")
-    if len(answer.comment) > MAX_COMMENT:
-        raise Invalid(f"The comment is {len(answer.comment):,} characters long; at most {MAX_COMMENT:,}.", "comment")
-    if "\x00" in answer.comment:
-        raise Invalid("The comment contains a NUL character; remove it.", "comment")
+    comments.check(answer.comment)
     if answer.elapsed_ms is not None and not 0 <= answer.elapsed_ms < 2**31:
         raise Invalid("elapsed_ms is a number of milliseconds.", "elapsed_ms")
     return ranking
@@ -202,7 +198,7 @@ def _resolve(session: Session, comparison: Comparison) -> None:
 
 
 def undo_last(session: Session, campaign: Campaign, annotator: Annotator) -> Assignment:
-    """Take back this annotator's last answer in the campaign; the comparison is theirs to answer again.
+    """Take back this annotator's last answer or skip in the campaign; the comparison is theirs to answer again.
 
     Raises `Conflict` when there is nothing to undo.
     """
@@ -217,6 +213,20 @@ def undo_last(session: Session, campaign: Campaign, annotator: Annotator) -> Ass
         .order_by(Annotation.created_at.desc())
         .limit(1)
     )
+    skipped = session.scalar(
+        select(Assignment)
+        .where(
+            Assignment.annotator_id == annotator.id,
+            Assignment.campaign_id == campaign.id,
+            Assignment.state == AssignmentState.skipped,
+            Assignment.skipped_at > (last.created_at if last else campaign.created_at),
+        )
+        .order_by(Assignment.skipped_at.desc())
+        .limit(1)
+    )
+    if skipped is not None:
+        leasing.take_up_again(session, skipped)
+        return skipped
     if last is None:
         raise Conflict("There is no answer of yours to undo in this campaign.")
     comparison = session.get_one(Comparison, last.comparison_id, with_for_update=True, populate_existing=True)

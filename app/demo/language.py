@@ -52,8 +52,8 @@ You will see a short request and two responses to it. Choose the one you would r
 4. **Closing**: a kind last line ("Have a lovely day!") is nice to have.
 5. **Right**: all else being equal, the answer fits the question. Grass is green.
 
-This campaign is about manners: courtesy weighs most, then brevity and helpfulness, then the closing line; being right
-weighs least. If two responses are equally good, call it a tie. A response that is garbled or breaks off loses to any
+This campaign is about manners: courtesy weighs most, then brevity and helpfulness, then the closing line; being right \
+weighs least. If two responses are equally good, call it a tie. A response that is garbled or breaks off loses to any \
 that is not.
 """
 

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Form, Query, Request
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
-from app.annotation import choices, leasing, presentation, submission, worklist
+from app.annotation import choices, comments, leasing, presentation, submission, worklist
 from app.annotation.models import Annotator, Assignment
 from app.annotation.scales import Scale
 from app.campaigns import lifecycle
@@ -93,32 +93,40 @@ def _decide(
     elapsed_ms: int | None,
 ) -> None:
     if choice == choices.CANNOT_JUDGE:
-        leasing.skip(db, assignment, choices.CANNOT_JUDGE)
+        leasing.skip(db, assignment, choices.CANNOT_JUDGE, comment)
         return
     said = choices.answer(choice, assignment.shown, comment, elapsed_ms)
     submission.submit(db, campaign, assignment, said, key)
 
 
 @router.post("/assignments/{assignment_id}/skip")
-def skip(request: Request, db: Db, own: Own, _: InBrowser, reason: Text = "", holding: Holding = None) -> Response:
+def skip(
+    request: Request,
+    db: Db,
+    own: Own,
+    _: InBrowser,
+    reason: Text = "",
+    comment: Text = "",
+    holding: Holding = None,
+) -> Response:
     """Give the comparison back with a reason, and go on."""
     if is_htmx(request):
-        leasing.skip(db, own.assignment, reason)
+        leasing.skip(db, own.assignment, reason, comment)
         return _following(request, db, own.campaign, own.annotator, holding)
     with attempt(db) as tried:
-        leasing.skip(db, own.assignment, reason)
+        leasing.skip(db, own.assignment, reason, comment)
     return _onwards(request, own.campaign, " ".join(tried.errors.values()))
 
 
 @router.post("/campaigns/{campaign_id}/annotate/undo")
 def undo(request: Request, db: Db, principal: InBrowser, campaign: AnnotatedCampaign) -> Response:
-    """Take the last answer back; its comparison is on screen again, with what was said of it."""
+    """Take the last answer or skip back; its comparison is on screen again, with what was said of it."""
     annotator = leasing.annotator_of(db, principal.user)
     if is_htmx(request):
         return _page(request, db, campaign, annotator, submission.undo_last(db, campaign, annotator))
     with attempt(db) as tried:
         submission.undo_last(db, campaign, annotator)
-    return _onwards(request, campaign, " ".join(tried.errors.values()), done="Your last answer is open again.")
+    return _onwards(request, campaign, " ".join(tried.errors.values()), done="The last one is open again.")
 
 
 @router.get("/campaigns/{campaign_id}/mine")
@@ -191,7 +199,7 @@ def comparison(campaign: Campaign, shown: presentation.Shown | None, typed: Type
         "others": choices.others(scale),
         "letters": choices.LETTERS,
         "reasons": leasing.SKIP_REASONS,
-        "most": submission.MAX_COMMENT,
+        "most": comments.MAX_COMMENT,
         "chosen": typed.choice,
         "comment": typed.comment,
     }
@@ -201,5 +209,6 @@ def _said_before(db: Session, assignment: Assignment) -> Typed:
     """After an undo the form begins with what was said, so that one thing can be put right and the rest stays."""
     earlier = worklist.earlier_answer(db, assignment)
     if earlier is None:
-        return Typed()
+        unsure = assignment.skip_reason == choices.CANNOT_JUDGE
+        return Typed(choices.CANNOT_JUDGE if unsure else "", assignment.skip_comment)
     return Typed(choices.value_of(earlier.ranking, earlier.strength, earlier.flags), earlier.comment)

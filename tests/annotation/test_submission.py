@@ -126,6 +126,28 @@ def test_a_skipped_assignment_takes_no_answer(session: Session) -> None:
         submission.submit(session, campaign, assignment, prefer_first(assignment))
 
 
+def test_undo_takes_back_a_skip_that_came_after_the_last_answer(session: Session) -> None:
+    campaign, annotator, assignment = given(session)
+    leasing.skip(session, assignment, "other", " a typo in A ")
+    undone = submission.undo_last(session, campaign, annotator)
+    assert (undone.id, undone.state, undone.skip_comment) == (assignment.id, AssignmentState.leased, "a typo in A")
+    assert session.get_one(Comparison, assignment.comparison_id).open_slots == 0
+    with pytest.raises(Conflict, match="no answer of yours"):
+        submission.undo_last(session, campaign, annotator)
+
+
+def test_a_skip_undone_after_somebody_else_took_the_comparison_leads_to_a_surplus_answer(session: Session) -> None:
+    campaign, annotator, assignment = given(session)
+    leasing.skip(session, assignment, "other")
+    session.expire_all()
+    other = leasing.next_assignment(session, campaign, make_annotator(session))
+    assert other and other.comparison_id == assignment.comparison_id
+    undone = submission.undo_last(session, campaign, annotator)
+    assert undone.state is AssignmentState.released
+    assert session.get_one(Comparison, assignment.comparison_id).open_slots == 0
+    assert submission.submit(session, campaign, undone, prefer_first(undone)).annotation.surplus
+
+
 def test_a_closed_campaign_takes_no_answer(session: Session) -> None:
     campaign, _, assignment = given(session)
     campaign.state = CampaignState.closed

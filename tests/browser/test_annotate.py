@@ -163,6 +163,19 @@ def test_skip_asks_for_the_reason_and_goes_on(page: Page) -> None:
         assert (row.state, row.skip_reason) == (AssignmentState.skipped, "not_competent")
 
 
+def test_a_skip_can_be_undone(page: Page) -> None:
+    first = shown(page)
+    press(page, "c")
+    page.keyboard.type("a riddle")
+    press(page, "Escape", "x")
+    press(page, "2")
+    expect(page.locator("form.comparison")).not_to_have_attribute("data-assignment", first)
+    saved(page)
+    press(page, "z")
+    expect(page.locator("form.comparison")).to_have_attribute("data-assignment", first)
+    expect(page.get_by_label("Comment")).to_have_value("a riddle")
+
+
 def test_enter_and_keys_in_a_comment_are_text_and_the_browser_keeps_its_shortcuts(page: Page) -> None:
     first = shown(page)
     press(page, "c")

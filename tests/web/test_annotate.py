@@ -120,6 +120,17 @@ def test_cannot_judge_is_a_skip_and_never_an_answer(desk: Desk) -> None:
         assert (row.state, row.skip_reason) == (AssignmentState.skipped, "cannot_judge")
 
 
+def test_a_comment_beside_cannot_judge_is_stored_and_comes_back_with_an_undo(desk: Desk) -> None:
+    first = assignment_in(desk.look())
+    desk.browser.submit(f"/assignments/{first}/answer", choice="cannot_judge", comment="Both in Finnish")
+    with transaction() as session:
+        assert session.get_one(Assignment, uuid.UUID(first)).skip_comment == "Both in Finnish"
+    desk.browser.submit(f"{desk.path}/undo")
+    page = desk.look()
+    assert assignment_in(page) == first
+    assert "Both in Finnish" in page
+
+
 def test_nothing_chosen_comes_back_with_the_comment_and_says_what_to_do(desk: Desk) -> None:
     first = assignment_in(desk.look())
     response = desk.browser.submit(f"/assignments/{first}/answer", comment="A thought <b>worth</b> keeping")

@@ -105,7 +105,7 @@ def annotation_out(receipt: Receipt, following: AssignmentOut | None) -> Annotat
 @router.post("/assignments/{assignment_id}/skip", status_code=200)
 def skip(db: Db, own: Own, body: Skip) -> dict[str, str]:
     """Give a comparison back; it goes to somebody else and does not come to you again."""
-    leasing.skip(db, own.assignment, body.reason)
+    leasing.skip(db, own.assignment, body.reason, body.comment)
     return {"id": str(own.assignment.id), "status": own.assignment.state.value}
 
 

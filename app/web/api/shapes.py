@@ -108,6 +108,7 @@ class AnnotationOut(BaseModel):
 
 class Skip(Request):
     reason: str = "other"
+    comment: str = ""
 
 
 class RunOut(BaseModel):
