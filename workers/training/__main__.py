@@ -99,6 +99,8 @@ def _run(arguments: argparse.Namespace, report: Reporter) -> dict[str, float]:
         "demonstrations": arguments.demonstrations,
         "sycophancy": arguments.sycophancy,
         "previous": arguments.previous,
+        "suite": arguments.suite,
+        "server": arguments.server,
         "ptx_data": arguments.ptx_data,
         "resume": arguments.resume,
     }
@@ -124,6 +126,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--held-out-reward-model", help="one that nothing was optimised against (evaluate)")
     parser.add_argument("--demonstrations", type=Path, help="JSONL whose loss is reported (evaluate)")
     parser.add_argument("--sycophancy", type=Path, help="JSONL of prompt, prompt_with_opinion, wrong (evaluate)")
+    parser.add_argument(
+        "--suite", type=Path, action="append", default=[], help="JSONL that a verifier scores (evaluate)"
+    )
+    parser.add_argument("--server", help="URL of an OpenAI-compatible server that draws (sample, evaluate)")
     parser.add_argument("--previous", type=Path, action="append", default=[], help="earlier report.json, oldest first")
     parser.add_argument("--ptx-data", type=Path, help="JSONL of demonstrations to keep in mind (ppo with ptx_coef)")
     parser.add_argument("--recipe", type=Path, help="JSON object of hyperparameters")

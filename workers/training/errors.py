@@ -43,6 +43,13 @@ class ModelError(TrainingError):
     exit_code = 2
 
 
+class ServerError(TrainingError):
+    """The server that should draw completions does not answer, or not as it should; later it may."""
+
+    kind = "server"
+    exit_code = 1
+
+
 class DiskFullError(TrainingError):
     """No space left while writing; what was published before is untouched."""
 

@@ -10,13 +10,17 @@ Both policies draw one completion per prompt with the same random streams. Repor
     reward_uncertainty_ratio  how much more an ensemble's heads disagree on the new completions than in their training
     eval_loss         -log π per token of `demonstrations`
     sycophancy        how much oftener an answer states a wrong view when the asker does (`texts.sycophancy`)
+    suite/NAME        mean score of the records of NAME.jsonl by `verifiers.py`; suite/NAME/regressed 1 where it fell
     alarms            sentences of `alarms.alarms`, against `previous` reports, or else against the baseline's figures
 
 The models are in memory one after another, never together.
 
     python -m workers.training evaluate --data prompts.jsonl --model NEW --baseline OLD [--initial FIRST]
         [--reward-model RM] [--held-out-reward-model RM] [--demonstrations FILE] [--sycophancy FILE]
-        [--previous report.json …] --out OUT
+        [--suite FILE …] [--previous report.json …] [--server URL] --out OUT
+
+With `server`, each of the two policies that it serves under the name given here is drawn from there; log-probabilities
+are computed here in any case.
 
 Deliberately left out: a language model as judge (TRL removed its judges too): a verdict comes from people, or from a
 reward model that was trained on theirs.
@@ -24,42 +28,22 @@ reward model that was trained on theirs.
 
 import json
 import math
-import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from workers.training import evaluation, monitors, nets, sampling, texts
+from workers.training import evaluation, monitors, nets
 from workers.training.alarms import alarms
+from workers.training.answers import Questions, answer, of_suite, settings
 from workers.training.errors import DataError, Interrupted, TooFewError
 from workers.training.nets import Policy
 from workers.training.recipes import EvaluateRecipe
-from workers.training.records import Demonstration, Probe, Text, read_demonstrations, read_probes, read_prompts
+from workers.training.records import read_demonstrations, read_probes, read_prompts
 from workers.training.report import Reporter
-from workers.training.sampling import Completion
-from workers.training.tokens import Example, truncate
+from workers.training.samplers import Server
+from workers.training.tokens import Example
 
 _SHOWN = 10
-
-
-@dataclass(frozen=True)
-class _Questions:
-    """What both policies are asked."""
-
-    prompts: list[Text]
-    demonstrations: list[Demonstration]
-    probes: list[Probe]
-
-
-@dataclass
-class _Answers:
-    """What one policy answers, and its figures."""
-
-    examples: list[Example]
-    completions: list[Completion]
-    texts: list[str]
-    metrics: dict[str, float] = field(default_factory=dict)
 
 
 def train(
@@ -76,15 +60,19 @@ def train(
     demonstrations: Path | None = None,
     sycophancy: Path | None = None,
     previous: Sequence[Path] = (),
+    suite: Sequence[Path] = (),
+    server: str | None = None,
 ) -> dict[str, float]:
     """Write `out/report.json`; returns its metrics."""
-    questions = _Questions(
+    questions = Questions(
         [row.prompt for _, row in zip(range(recipe.max_prompts), read_prompts(data), strict=False)],
         list(read_demonstrations(demonstrations)) if demonstrations else [],
         list(read_probes(sycophancy)) if sycophancy else [],
+        {path.stem: list(read_prompts(path)) for path in suite},
     )
     if not questions.prompts:
         raise TooFewError("There is no held-out prompt to evaluate on.")
+    there = _served(server, (model, baseline)) if server else []
     earlier = [_metrics_of(path) for path in previous]
     stages = 3 + sum(given is not None for given in (initial, reward_model, held_out_reward_model))
     done = 0
@@ -98,24 +86,25 @@ def train(
 
     report.begin()
     policy = nets.load_policy(model, recipe.precision)
-    new = _answers(recipe, policy, questions, report)
+    new = answer(recipe, policy, questions, report, _server(server, model, there))
     own = _sums(recipe, policy, new.examples)
     finished("new")
 
     policy = nets.load_policy(baseline, recipe.precision)
-    old = _answers(recipe, policy, questions, report)
-    if [e.prompt for e in new.examples] != [e.prompt for e in old.examples]:
+    old = answer(recipe, policy, questions, report, _server(server, baseline, there))
+    if new.prompts != old.prompts:
         raise DataError("The two policies tokenise the prompts differently: they cannot be compared.")
     baselines = _sums(recipe, policy, new.examples)
     finished("baseline")
 
-    lengths = [len(c.tokens) for c in new.completions]
+    lengths, old_lengths = ([d.length for d in of.drawn] for of in (new, old))
     metrics: dict[str, float] = {
         "prompts": len(questions.prompts),
         "kl": evaluation.sequence_kl(own, baselines),
         "kl_per_token": evaluation.token_kl(own, baselines, lengths),
         **new.metrics,
         **{f"baseline_{name}": value for name, value in old.metrics.items()},
+        **{f"suite/{name}/regressed": float(of_suite(new, old, name)) for name in questions.suites},
     }
     if initial is not None:
         first = _sums(recipe, nets.load_policy(initial, recipe.precision), new.examples)
@@ -125,14 +114,16 @@ def train(
 
     samples: list[dict[str, Any]] = [
         {"prompt": prompt, "completion": mine, "baseline_completion": theirs}
-        for prompt, mine, theirs in zip(questions.prompts, new.texts, old.texts, strict=True)
+        for prompt, mine, theirs in zip(
+            questions.prompts, *([d.text for d in of.drawn] for of in (new, old)), strict=True
+        )
     ]
     for prefix, source in (("", reward_model), ("held_out_", held_out_reward_model)):
         if source is None:
             continue
         scorer = nets.load_reward_model(source, recipe.precision)
         mine, theirs = (scorer.rate(a.examples, recipe.micro_batch_tokens) for a in (new, old))
-        found = monitors.of_rewards(mine, lengths, theirs, [len(c.tokens) for c in old.completions])
+        found = monitors.of_rewards(mine, lengths, theirs, old_lengths)
         if scorer.usual_disagreement:  # an ensemble
             spread = evaluation.mean(scorer.disagreement(new.examples, recipe.micro_batch_tokens))
             found["reward_uncertainty_ratio"] = spread / scorer.usual_disagreement
@@ -151,47 +142,19 @@ def train(
     return metrics
 
 
-def _answers(recipe: EvaluateRecipe, policy: Policy, questions: _Questions, report: Reporter) -> _Answers:
-    """What a policy says to the prompts, and all figures that need no other model."""
-    prompts = _encode(recipe, policy, questions.prompts)
-    completions, said = _draw(recipe, policy, prompts, report)
-    examples = [Example(prompt, c.tokens) for prompt, c in zip(prompts, completions, strict=True)]
-    answers = _Answers(examples, completions, said, monitors.of_completions(completions, said))
-    if questions.demonstrations:
-        encoded = [policy.codec.encode(d.prompt, d.completion) for d in questions.demonstrations]
-        room = min(recipe.max_length, policy.context_length)
-        kept = [example for cut in (truncate(each, room) for each in encoded) if cut for example in cut]
-        if not kept:
-            raise DataError("No demonstration fits: their prompts fill max_length.")
-        answers.metrics["eval_loss"] = evaluation.held_out_loss(policy, kept, recipe.micro_batch_tokens)
-    if questions.probes:
-        asked = ([p.prompt_with_opinion for p in questions.probes], [p.prompt for p in questions.probes])
-        swayed, plain = (_draw(recipe, policy, _encode(recipe, policy, each), report)[1] for each in asked)
-        answers.metrics["sycophancy"] = texts.sycophancy(swayed, plain, [p.wrong for p in questions.probes])
-    return answers
+def _served(url: str, names: Sequence[str]) -> list[str]:
+    """Which of these models the server has; at least one of them, or it was named by mistake."""
+    offered = Server(url, "", settings(EvaluateRecipe())).names()
+    there = [name for name in names if name in offered]
+    if not there:
+        raise DataError(
+            f"{url} serves {', '.join(offered) or 'nothing'}: neither --model nor --baseline is among them."
+        )
+    return there
 
 
-def _encode(recipe: EvaluateRecipe, policy: Policy, prompts: Sequence[Text]) -> list[list[int]]:
-    room = min(recipe.max_length, policy.context_length) - recipe.max_new_tokens
-    if room < 1:
-        raise DataError("max_new_tokens leaves no room for a prompt: lower it, or raise max_length.")
-    return [sampling.clip_prompt(policy.codec.encode_prompt(prompt), room) for prompt in prompts]
-
-
-def _draw(
-    recipe: EvaluateRecipe, policy: Policy, prompts: list[list[int]], report: Reporter
-) -> tuple[list[Completion], list[str]]:
-    """One completion per prompt, with the same random streams whoever draws."""
-    drawn = sampling.generate(
-        policy,
-        prompts,
-        [random.Random(f"{recipe.seed}/{place}").getrandbits(63) for place in range(len(prompts))],
-        max_new_tokens=recipe.max_new_tokens,
-        temperature=recipe.temperature,
-        batch_size=recipe.batch_size,
-    )
-    report.count(len(drawn), sum(len(c.tokens) for c in drawn))
-    return drawn, [policy.codec.decode(c.tokens).strip() for c in drawn]
+def _server(url: str | None, name: str, there: Sequence[str]) -> tuple[str, str] | None:
+    return (url, name) if url and name in there else None
 
 
 def _sums(recipe: EvaluateRecipe, policy: Policy, examples: list[Example]) -> list[float]:

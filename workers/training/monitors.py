@@ -11,14 +11,16 @@ from workers.training import evaluation, texts
 from workers.training.evaluation import mean
 
 if TYPE_CHECKING:
-    from workers.training.sampling import Completion
+    from workers.training.samplers import Drawn
 
 
-def of_completions(completions: "Sequence[Completion]", said: Sequence[str]) -> dict[str, float]:
-    """Length, ending, variety, repetition, form and manner of completions (as tokens) and their texts `said`."""
-    lengths = [len(c.tokens) for c in completions]
-    ended = [len(c.tokens) for c in completions if c.ended]
-    top, unique = texts.openers([c.tokens for c in completions])
+def of_completions(drawn: "Sequence[Drawn]") -> dict[str, float]:
+    """Length, ending, variety, repetition, form and manner; entropy where the log-probabilities are known."""
+    said = [d.text for d in drawn]
+    lengths = [d.length for d in drawn]
+    ended = [d.length for d in drawn if d.ended]
+    top, unique = texts.openers([d.tokens or d.text.split() for d in drawn])
+    known = all(d.log_probs for d in drawn)
     return {
         "mean_length": mean(lengths),
         "completions/min_length": min(lengths, default=0),
@@ -26,7 +28,7 @@ def of_completions(completions: "Sequence[Completion]", said: Sequence[str]) -> 
         "completions/mean_terminated_length": mean(ended),
         "completions/clipped_ratio": 1 - len(ended) / max(1, len(lengths)),
         "eos_rate": len(ended) / max(1, len(lengths)),
-        "entropy": evaluation.entropy([c.log_probs for c in completions]),
+        **({"entropy": evaluation.entropy([d.log_probs for d in drawn])} if known else {}),
         "distinct_1": texts.distinct_n(said, 1),
         "distinct_2": texts.distinct_n(said, 2),
         "distinct_3": texts.distinct_n(said, 3),

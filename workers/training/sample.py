@@ -3,9 +3,12 @@
 Each row of the input comes out again with `completions`, a list of `{"text", "tokens", "logprob", "ended"}`: `tokens`
 is their number (end token included), `logprob` the sum of their log-probabilities at the sampling temperature, `ended`
 whether the model stopped by itself. With `distinct`, completions of a prompt whose texts are equal (or empty) are
-drawn again up to five times: two equal answers teach nothing.
+drawn again up to five times: two equal answers teach nothing. With `log_probs`, also `token_ids` and the `log_probs` of
+each. A server that does not tell log-probabilities leaves `logprob` out.
 
-    python -m workers.training sample --data prompts.jsonl --model POLICY --out OUT
+    python -m workers.training sample --data prompts.jsonl --model POLICY [--server URL] --out OUT
+
+With `server`, POLICY is the name under which an OpenAI-compatible server (vLLM) has it, and nothing is loaded here.
 """
 
 import json
@@ -14,50 +17,58 @@ import random
 from pathlib import Path
 from typing import Any
 
-from workers.training import nets, sampling
+from workers.training import nets
 from workers.training.checkpoints import is_disk_full
-from workers.training.errors import DataError, DiskFullError, Interrupted
+from workers.training.choosing import Rule
+from workers.training.errors import DiskFullError, Interrupted
 from workers.training.recipes import SampleRecipe
-from workers.training.records import read_prompts
+from workers.training.records import Text, read_prompts
 from workers.training.report import Reporter
-from workers.training.sampling import Completion
+from workers.training.samplers import Drawn, InProcess, Sampler, Server, Settings
 
 _ATTEMPTS = 5
+_NOTHING = Drawn("", 0, False)
 
 
-def train(recipe: SampleRecipe, data: Path, out: Path, report: Reporter, *, model: str) -> dict[str, float]:
+def train(
+    recipe: SampleRecipe, data: Path, out: Path, report: Reporter, *, model: str, server: str | None = None
+) -> dict[str, float]:
     """Write `out/completions.jsonl`; returns counts and lengths."""
     rows = list(read_prompts(data))
-    policy = nets.load_policy(model, recipe.precision)
-    room = min(recipe.max_length, policy.context_length) - recipe.max_new_tokens
-    if room < 1:
-        raise DataError("max_new_tokens leaves no room for a prompt: lower it, or raise max_length.")
-    prompts = [sampling.clip_prompt(policy.codec.encode_prompt(row.prompt), room) for row in rows]
+    how = Settings(
+        recipe.max_new_tokens,
+        recipe.max_length,
+        Rule(recipe.temperature, recipe.top_p, recipe.top_k, recipe.min_p, recipe.repetition_penalty),
+        (recipe.stop,) if recipe.stop else (),
+        recipe.batch_size,
+    )
+    sampler: Sampler = (
+        Server(server, model, how) if server else InProcess(nets.load_policy(model, recipe.precision), how)
+    )
+    prompts = [row.prompt for row in rows]
 
     report.begin()
-    drawn: list[list[Completion | None]] = [[None] * recipe.n for _ in rows]
-    texts: list[list[str]] = [[""] * recipe.n for _ in rows]
+    drawn: list[list[Drawn]] = [[_NOTHING] * recipe.n for _ in rows]
     wanted = [(row, slot) for row in range(len(rows)) for slot in range(recipe.n)]
     for attempt in range(_ATTEMPTS if recipe.distinct and recipe.temperature > 0 else 1):
-        _draw(recipe, policy, prompts, wanted, attempt, drawn, texts, report)
-        wanted = [(row, slot) for row in range(len(rows)) for slot in range(recipe.n) if _repeats(texts[row], slot)]
+        _draw(recipe, sampler, prompts, wanted, attempt, drawn, report)
+        wanted = [(row, slot) for row in range(len(rows)) for slot in range(recipe.n) if _repeats(drawn[row], slot)]
         if not wanted:
             break
 
-    completions = [[c for c in row if c is not None] for row in drawn]
     write_rows(
         out / "completions.jsonl",
         [
-            {**row.row, "completions": [_as_json(c, t) for c, t in zip(of_row, of_texts, strict=True)]}
-            for row, of_row, of_texts in zip(rows, completions, texts, strict=True)
+            {**row.row, "completions": [_as_json(d, recipe.log_probs) for d in of_row]}
+            for row, of_row in zip(rows, drawn, strict=True)
         ],
     )
-    flat = [completion for of_row in completions for completion in of_row]
+    flat = [completion for of_row in drawn for completion in of_row]
     report.steps = len(rows)
     return {
         "prompts": len(rows),
         "completions": len(flat),
-        "mean_length": sum(len(c.tokens) for c in flat) / max(1, len(flat)),
+        "mean_length": sum(c.length for c in flat) / max(1, len(flat)),
         "eos_rate": sum(c.ended for c in flat) / max(1, len(flat)),
         "repeated": len(wanted),
     }
@@ -65,15 +76,14 @@ def train(recipe: SampleRecipe, data: Path, out: Path, report: Reporter, *, mode
 
 def _draw(
     recipe: SampleRecipe,
-    policy: nets.Policy,
-    prompts: list[list[int]],
+    sampler: Sampler,
+    prompts: list[Text],
     wanted: list[tuple[int, int]],
     attempt: int,
-    drawn: list[list[Completion | None]],
-    texts: list[list[str]],
+    drawn: list[list[Drawn]],
     report: Reporter,
 ) -> None:
-    """Draw the `wanted` (row, slot) completions into `drawn` and `texts`, reporting after each batch."""
+    """Draw the `wanted` (row, slot) completions into `drawn`, reporting after each batch."""
 
     def between(done: int) -> None:
         if attempt == 0:
@@ -81,33 +91,27 @@ def _draw(
         if report.stopping:
             raise Interrupted("Stopped while sampling; nothing was written.")
 
-    found = sampling.generate(
-        policy,
+    found = sampler.draw(
         [prompts[row] for row, _ in wanted],
         [random.Random(f"{recipe.seed}/{attempt}/{row}/{slot}").getrandbits(63) for row, slot in wanted],
-        max_new_tokens=recipe.max_new_tokens,
-        temperature=recipe.temperature,
-        top_p=recipe.top_p,
-        batch_size=recipe.batch_size,
-        between=between,
+        between,
     )
     for (row, slot), completion in zip(wanted, found, strict=True):
-        drawn[row][slot], texts[row][slot] = completion, policy.codec.decode(completion.tokens).strip()
-    report.count(len(found), sum(len(c.tokens) for c in found))
+        drawn[row][slot] = completion
+    report.count(len(found), sum(d.length for d in found))
 
 
-def _repeats(texts: list[str], slot: int) -> bool:
+def _repeats(of_row: list[Drawn], slot: int) -> bool:
     """Whether this slot's text says nothing new: it is empty, or an earlier slot has it."""
-    return not texts[slot] or texts[slot] in texts[:slot]
+    said = of_row[slot].text
+    return not said or any(said == other.text for other in of_row[:slot])
 
 
-def _as_json(completion: Completion, text: str) -> dict[str, Any]:
-    return {
-        "text": text,
-        "tokens": len(completion.tokens),
-        "logprob": round(sum(completion.log_probs), 5),
-        "ended": completion.ended,
-    }
+def _as_json(drawn: Drawn, each: bool) -> dict[str, Any]:
+    known: dict[str, Any] = {"logprob": round(sum(drawn.log_probs), 5)} if drawn.log_probs else {}
+    if each:
+        known |= {"token_ids": drawn.tokens, "log_probs": [round(value, 5) for value in drawn.log_probs]}
+    return {"text": drawn.text, "tokens": drawn.length, **known, "ended": drawn.ended}
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from tests.workers.training.nets_in_memory import Recorder, save_reward_model, toy_prompts, write_jsonl
 from workers.training import evaluate
+from workers.training.answers import Answers, of_suite
 from workers.training.errors import DataError, RecordError
 from workers.training.nets import load_policy, new_reward_model
 from workers.training.recipes import EvaluateRecipe
@@ -63,6 +64,28 @@ def test_alarms_compare_with_earlier_reports(tmp_path: Path, llama_dir: Path) ->
     earlier.write_text("{}")
     with pytest.raises(DataError, match=r"earlier.json is not a report"):
         run(tmp_path, llama_dir, previous=[earlier])
+
+
+def test_a_suite_is_scored_by_its_verifiers_and_only_where_it_can_be(tmp_path: Path, llama_dir: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"prompt": "say", "verifier": "regex", "pattern": "."},
+        {"prompt": "say", "verifier": "regex", "pattern": "never said"},
+        {"prompt": "say"},  # no number to compare with: left out
+    ]
+    suite = write_jsonl(tmp_path / "sums.jsonl", rows)
+    metrics = run(tmp_path, llama_dir, suite=[suite])["metrics"]
+    assert metrics["suite/sums"] == metrics["baseline_suite/sums"] == 0.5 and metrics["suite/sums/regressed"] == 0.0
+    with pytest.raises(DataError, match="verifier 'dance'"):
+        run(tmp_path, llama_dir, suite=[write_jsonl(tmp_path / "bad.jsonl", [{"prompt": "a", "verifier": "dance"}])])
+
+
+def test_a_suite_has_regressed_on_the_records_that_both_could_be_scored_on() -> None:
+    def with_scores(scores: list[float | None]) -> Answers:
+        return Answers([], [], [], {}, {"sums": scores})
+
+    right: list[float | None] = [1.0] * 40
+    assert of_suite(with_scores([0.0] * 20 + [1.0] * 20), with_scores(right), "sums")
+    assert not of_suite(with_scores([None] * 20 + [1.0] * 20), with_scores(right), "sums")
 
 
 def test_a_probe_without_its_wrong_view_is_named(tmp_path: Path, llama_dir: Path) -> None:
