@@ -15,7 +15,15 @@ from pydantic.fields import FieldInfo
 
 from app.rounds.recipes import DEFAULT_GATES, WHY, Gate, Metric, RoundRecipe
 
-ABBREVIATIONS = {"kl": "KL", "eos": "end-of-text", "lora": "LoRA adapters", "lam": "λ of GAE", "coef": "coefficient"}
+ABBREVIATIONS = {
+    "kl": "KL",
+    "sft": "SFT",
+    "simpo": "SimPO",
+    "eos": "end-of-text",
+    "lora": "LoRA adapters",
+    "lam": "λ of GAE",
+    "coef": "coefficient",
+}
 YES = "yes"
 
 

@@ -62,8 +62,8 @@ def train(
     resume: bool = False,
 ) -> dict[str, float]:
     """Train `model` on preference pairs or rankings into `out/checkpoint`; returns the summary metrics."""
-    inputs = [fingerprint(data), fingerprint(model), fingerprint(eval)]
-    run = digest(["dpo", recipe.model_dump(), *inputs, fingerprint(reference_model)])
+    inputs = [fingerprint(path) for path in (data, model, eval, reference_model)]
+    run = digest(["dpo", recipe.model_dump(), *inputs])
     states = States(out, run)
     if resume and (done := finished(out / "checkpoint", run)):
         report.steps = done["step"]
@@ -84,8 +84,9 @@ def train(
     if recipe.loss in REFERENCE_FREE:
         referred = [torch.zeros(len(comparison.examples)) for comparison in both]
     else:
+        source = inputs[3] or inputs[1]
         values = reference.log_probs(
-            policy, model, examples_of(both), recipe.micro_batch_tokens, out, report, instead=reference_model
+            policy, source, examples_of(both), recipe.micro_batch_tokens, out, report, instead=reference_model
         )
         referred = list(values.split([len(comparison.examples) for comparison in both]))
 

@@ -3,7 +3,7 @@
     l = log π(y|x) - log π_ref(y|x),   loss = λ_D [1 - σ(β(l - KL))] if desirable, λ_U [1 - σ(β(KL - l))] if not
 
 with log-probabilities summed over the completion, end token included, and the mean over the whole optimiser step
-(Ethayarajh et al. 2024, eq. 8 with the utility of §4.1). KL is the reference point: what the policy gains on answers
+(Ethayarajh et al. 2024,). KL is the reference point: what the policy gains on answers
 that have nothing to do with the prompt,
 
     KL = max(0, mean over i of [log π(y_{i-1}|x_i) - log π_ref(y_{i-1}|x_i)])
@@ -52,8 +52,8 @@ def train(
     resume: bool = False,
 ) -> dict[str, float]:
     """Train `model` on labelled completions into `out/checkpoint`; returns the summary metrics."""
-    inputs = [fingerprint(data), fingerprint(model), fingerprint(eval)]
-    run = digest(["kto", recipe.model_dump(), *inputs, fingerprint(reference_model)])
+    inputs = [fingerprint(path) for path in (data, model, eval, reference_model)]
+    run = digest(["kto", recipe.model_dump(), *inputs])
     states = States(out, run)
     if resume and (done := finished(out / "checkpoint", run)):
         report.steps = done["step"]
@@ -78,7 +78,7 @@ def train(
     parts = [_examples(data_set), *crossed, _examples(held_out), held_out_crossed]
     referred = reference.log_probs(
         policy,
-        model,
+        inputs[3] or inputs[1],
         [example for part in parts for example in part],
         recipe.micro_batch_tokens,
         out,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from workers.training import nets
-from workers.training.checkpoints import MANIFEST, digest, fingerprint, publish, verify
+from workers.training.checkpoints import MANIFEST, digest, publish, verify
 from workers.training.errors import DiskFullError, ModelError
 from workers.training.evaluation import log_prob_sums
 from workers.training.nets import Policy
@@ -25,7 +25,7 @@ from workers.training.tokens import Example
 
 def log_probs(
     policy: Policy,
-    model: str,
+    source: str,
     examples: Sequence[Example],
     tokens: int,
     out: Path,
@@ -35,21 +35,19 @@ def log_probs(
 ) -> Tensor:
     """log π_ref(y | x) (sum over tokens) of each example: (C,) fp32 on the host.
 
-    The reference is `policy` as loaded from `model`, with fresh adapters at most, or the model `instead`; `tokens`
-    bounds a micro-batch. The cache is `$TIEBREAK_CACHE/reference` where that is set, else `out/reference`; what is
-    damaged there is done again.
+    The reference is `policy` as it was loaded, with fresh adapters at most, or the model `instead`; `source` is its
+    fingerprint, `tokens` bounds a micro-batch. The cache is `$TIEBREAK_CACHE/reference` where that is set, else
+    `out/reference`; what is damaged there is done again.
     """
     import transformers
 
-    source = model
     if instead is not None:
-        policy, source = _load_instead(policy, instead), instead
+        policy = _load_instead(policy, instead)
     weight = next(policy.model.parameters())
     revision = getattr(policy.model.config, "_commit_hash", None)  # a hub id alone does not say which weights
     versions = [torch.__version__, transformers.__version__]
     key = digest(
-        [fingerprint(source), revision, str(weight.dtype), policy.precision, policy.device.type, tokens, versions]
-        + [_ids(examples)]
+        [source, revision, str(weight.dtype), policy.precision, policy.device.type, tokens, versions] + [_ids(examples)]
     )
     target = Path(os.environ.get("TIEBREAK_CACHE") or out) / "reference" / key[:32]
     if (known := _read(target, report)) is not None:
