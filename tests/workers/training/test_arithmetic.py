@@ -1,4 +1,4 @@
-"""From a verifier alone: a tiny model that adds roughly learns to add exactly. `benchmarks/arithmetic.py` is the whole."""
+"""From a verifier alone: a tiny model that adds roughly learns to add exactly (the whole: benchmarks/arithmetic.py)."""
 
 import json
 from pathlib import Path
