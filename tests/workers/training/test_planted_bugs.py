@@ -15,12 +15,14 @@ import pytest
 import torch
 
 from tests.workers.training.nets_in_memory import byte_tokenizer, example, language_model, policy
-from workers.training import advantages, episodes, layout, losses, ppo, sampling, shared
+from workers.training import advantages, dpo, episodes, layout, losses, ppo, sampling, shared
+from workers.training.comparisons import TokenComparison
 from workers.training.episodes import Rollout, roll_out
 from workers.training.errors import TrainingError
 from workers.training.layout import collate, lay_out
 from workers.training.nets import Scorer
-from workers.training.recipes import PPORecipe
+from workers.training.recipes import DPORecipe, PPORecipe
+from workers.training.records import Comparison
 from workers.training.tokens import Codec, Example
 
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -198,6 +200,16 @@ def an_unfinished_completion_scores_less() -> None:
     assert scores.tolist() == [2.0, 1.0]
 
 
+def dpo_by_hand() -> None:
+    """β = .5, log-ratios 1 and -1 as sums over completions of 2 and 3 tokens: z = 1, -log σ(z) = .313262."""
+    pair = TokenComparison((Example([5], [6, 7]), Example([5], [8, 9, 10])), Comparison("x", ("a", "b")))
+    log_probs, referred = torch.tensor([-3.0, -6.0]), torch.tensor([-4.0, -5.0])
+    terms = dpo.judge(DPORecipe(beta=0.5), [pair], log_probs, referred).losses
+    smoothed = dpo.judge(DPORecipe(beta=0.5, label_smoothing=0.1), [pair], log_probs, referred).losses
+    assert float(terms.sum()) == pytest.approx(0.313262, abs=1e-5)
+    assert float(smoothed.sum()) == pytest.approx(0.413262, abs=1e-5)
+
+
 def _scorer() -> Scorer:
     model = language_model("llama")
     headed = shared.Headed(model.base_model, model.config, torch.linspace(-1, 1, 32)[None])
@@ -273,7 +285,16 @@ BUGS: dict[str, tuple[Callable[[], None], Plant]] = {
     ),
     "the sampler counts positions over the left padding": (
         sampled_tokens_have_the_log_probs_of_the_scoring_pass,
-        source(sampling._Draw, "run", "mask[:, :width].cumsum(1) - 1", "torch.ones_like(mask[:, :width]).cumsum(1) - 1"),
+source(sampling._Draw, "start", "(mask.cumsum(1) - 1)", "(torch.ones_like(mask).cumsum(1) - 1)"),
+    ),
+    "DPO takes means over the tokens instead of sums": (
+        dpo_by_hand, source(dpo, "judge", "(sizes if by_token else 1)", "sizes"),
+    ),
+    "DPO leaves out the reference": (
+        dpo_by_hand, source(dpo, "judge", "(log_probs - referred) /", "log_probs /"),
+    ),
+    "DPO ignores label smoothing": (
+        dpo_by_hand, source(dpo, "judge", "sure * (1 - 2 * smoothing) + smoothing", "sure"),
     ),
     "gradient accumulation takes a mean of means": (
         the_gradient_is_one_of_the_whole_minibatch,
