@@ -5,6 +5,7 @@ optimiser step (micro-batches of unequal size must not be averaged twice).
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -113,8 +114,32 @@ def ppo_value(values: Tensor, old_values: Tensor, returns: Tensor, clip: float) 
 
 def token_log_probs(logits: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
     """log softmax(logits / T)[target] in fp32: logits (N, V), targets (N,) → (N,)."""
-    scaled = logits.float() / temperature
-    return scaled.gather(-1, targets[:, None]).squeeze(-1) - scaled.logsumexp(-1)
+    values: Tensor = _LogSoftmaxAt.apply(logits, targets, temperature)
+    return values
+
+
+class _LogSoftmaxAt(torch.autograd.Function):
+    """One number of each log-softmax, with a backward pass in the memory of the forward one.
+
+    The gradient by the logits is (onehot - p) g / T. Autograd gets there through half a dozen tensors as large as the
+    logits, which for large vocabularies costs more than the matrix products. It works once: a second backward pass
+    through the same graph is an error.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
+        scaled = logits.float()
+        log_probs = torch.log_softmax(scaled if temperature == 1.0 else scaled / temperature, dim=-1)
+        ctx.save_for_backward(log_probs, targets)
+        ctx.temperature, ctx.dtype = temperature, logits.dtype
+        return log_probs.gather(-1, targets[:, None]).squeeze(-1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        log_probs, targets = ctx.saved_tensors
+        share = gradient[:, None] / ctx.temperature
+        by_logits = log_probs.exp_().mul_(-share).scatter_add_(-1, targets[:, None], share)
+        return by_logits.to(ctx.dtype), None, None
 
 
 @torch.no_grad()

@@ -152,6 +152,24 @@ def test_token_log_probs_are_the_logarithm_of_the_softmax_at_the_temperature() -
     assert torch.allclose(losses.token_log_probs(logits, targets, 0.5).exp(), torch.tensor([0.1, 0.9]))
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_gradient_of_token_log_probs_is_autograds(temperature: float) -> None:
+    logits = (5 * torch.randn(6, 40, generator=torch.Generator().manual_seed(0))).requires_grad_(True)
+    targets, upstream = torch.tensor([3, 0, 39, 7, 7, 1]), torch.linspace(-2, 3, 6)
+    (ours,) = torch.autograd.grad(losses.token_log_probs(logits, targets, temperature) @ upstream, logits)
+    plain = torch.log_softmax(logits / temperature, -1).gather(1, targets[:, None]).squeeze(1)
+    (expected,) = torch.autograd.grad(plain @ upstream, logits)
+    assert torch.allclose(ours, expected, atol=1e-6)
+
+
+def test_a_second_backward_pass_through_token_log_probs_is_refused_and_not_wrong() -> None:
+    logits = torch.randn(2, 5, requires_grad=True)
+    total = losses.token_log_probs(logits, torch.tensor([1, 2])).sum()
+    total.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="inplace"):
+        total.backward()
+
+
 def test_projecting_in_tiles_changes_neither_values_nor_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     head = torch.nn.Linear(8, 50, bias=False)
     hidden, targets = torch.randn(37, 8, requires_grad=True), torch.randint(0, 50, (37,))
