@@ -81,6 +81,7 @@ def train(
     held_out = encode(policy.codec, held_out_rows, max_length, report)
     check_enough(len(data_set), recipe.min_pairs)
     both = [*data_set, *held_out]
+    report.begin()  # the reference pass is work, too
     if recipe.loss in REFERENCE_FREE:
         referred = [torch.zeros(len(comparison.examples)) for comparison in both]
     else:
@@ -98,7 +99,6 @@ def train(
         optimiser.restore(tensors)
 
     alarm = _Displacement(report, from_reference=recipe.loss not in REFERENCE_FREE)
-    report.begin()
     for step in range(first, total):
         items = optimisation.step_items(len(data_set), recipe.batch_size, recipe.seed, step)
         weight = max(sum(data_set[i].judged.weight for i in items), 1e-9)
