@@ -136,8 +136,8 @@ class Rewards:
                 found |= {f"{name}/mean": float(flat.mean()), f"{name}/std": float(deviation(flat, 0))}
             if component.kind in PASS_OR_FAIL:
                 passed, known = column == 1.0, ~column.isnan()
-                found[f"{name}/pass_rate"] = float(passed.sum() / known.sum().clamp(min=1))
-                found[f"{name}/pass_at_k"] = float(passed.any(1).sum() / known.any(1).sum().clamp(min=1))
+                found[f"{name}/pass_rate"] = int(passed.sum()) / max(1, int(known.sum()))
+                found[f"{name}/pass_at_k"] = int(passed.any(1).sum()) / max(1, int(known.any(1).sum()))
             if component.kind != "model":
                 found[f"{name}/error_rate"] = float(column.isnan().double().mean())
         return found
