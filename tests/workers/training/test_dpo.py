@@ -155,15 +155,24 @@ def test_what_a_ranking_cannot_say_is_refused(tmp_path: Path) -> None:
         DPORecipe(loss="plackett_luce", label_smoothing=0.1)
 
 
-def test_eight_steps_of_accumulation_are_one_of_eight(tmp_path: Path, llama_dir: Path) -> None:
-    pairs = write_jsonl(tmp_path / "pairs.jsonl", toy_pairs(16))
+def test_eight_steps_of_accumulation_are_one_of_eight(
+    tmp_path: Path, llama_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [row | {"prompt": [{"role": "user", "content": "say it again " + "x" * 16}]} for row in toy_pairs(8)]
+    pairs = write_jsonl(tmp_path / "pairs.jsonl", rows)
+    passes: list[int] = []
+    score = Policy.completion_log_probs
+    monkeypatch.setattr(
+        Policy, "completion_log_probs", lambda self, part: (passes.append(len(part)), score(self, part))[1]
+    )
     seen = []
-    for budget in (64, 100_000):  # one pair at a time, and all at once; their lengths differ
+    for budget in (64, 100_000):
         report = Recorder()
-        recipe = DPORecipe(**(SMALL | {"micro_batch_tokens": budget}), loss="orpo", epochs=2)
+        recipe = DPORecipe(**(SMALL | {"micro_batch_tokens": budget}), loss="orpo", min_pairs=8)
         dpo.train(recipe, pairs, tmp_path / str(budget), report, model=str(llama_dir))
         seen.append([(s["loss"], s["grad_norm"], s["nll_loss"]) for s in report.steps_seen])
-    assert torch.allclose(torch.tensor(seen[0]), torch.tensor(seen[1]), rtol=1e-3)
+    assert passes == [2] * 8 + [16]
+    assert torch.allclose(torch.tensor(seen[0]), torch.tensor(seen[1]), rtol=1e-4)
 
 
 RESUMED: list[dict[str, Any]] = [
@@ -180,10 +189,12 @@ def test_a_resumed_run_of_each_kind_ends_with_the_bytes_of_the_uninterrupted_one
     pairs = write_jsonl(tmp_path / "pairs.jsonl", toy_pairs(16))
     recipe = DPORecipe(**SMALL, **options, epochs=2, save_every=2)
     straight, stopped, resumed = Recorder(), Recorder(stop_after=3), Recorder()
-    dpo.train(recipe, pairs, tmp_path / "straight", straight, model=str(llama_dir))
+    expected = dpo.train(recipe, pairs, tmp_path / "straight", straight, model=str(llama_dir), eval=pairs)
+    assert expected["eval_accuracy"] > 0.5 and expected["eval_pairs"] == 16
     with pytest.raises(Interrupted):
-        dpo.train(recipe, pairs, tmp_path / "stopped", stopped, model=str(llama_dir))
-    dpo.train(recipe, pairs, tmp_path / "stopped", resumed, model=str(llama_dir), resume=True)
+        dpo.train(recipe, pairs, tmp_path / "stopped", stopped, model=str(llama_dir), eval=pairs)
+    again = dpo.train(recipe, pairs, tmp_path / "stopped", resumed, model=str(llama_dir), eval=pairs, resume=True)
+    assert again == expected
     assert stopped.steps_seen + resumed.steps_seen == straight.steps_seen
     one, other = (tmp_path / name / "checkpoint" / "model.safetensors" for name in ("straight", "stopped"))
     assert one.read_bytes() == other.read_bytes()
