@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -287,8 +286,8 @@ def migrate(data: Data = None) -> None:
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
 def train(context: typer.Context) -> None:
     """Run one training stage by itself: tiebreak train STAGE --data FILE --model DIR --out DIR (see --help)."""
-    command = [sys.executable, "-m", "workers.training", *context.args]
-    raise typer.Exit(subprocess.run(command, check=False).returncode)
+    # In place of this process: signals, streams and the exit code are then the stage's own.
+    os.execv(sys.executable, [sys.executable, "-m", "workers.training", *context.args])
 
 
 @contextmanager
