@@ -174,6 +174,20 @@ def projected_log_probs_and_entropy(
     return log_probs, entropy.detach()
 
 
+def projected_log_probs_and_hits(
+    project: "Projection", hidden: Tensor, targets: Tensor, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """The same, and from the same logits whether each target is the likeliest token (1 or 0): both (N,)."""
+
+    def tile(part: Tensor, wanted: Tensor) -> Tensor:
+        logits = project(part)
+        hits = (logits.detach().argmax(-1) == wanted).float()
+        return torch.stack([token_log_probs(logits, wanted, temperature), hits], dim=-1)
+
+    log_probs, hits = _in_tiles(tile, project.vocabulary, hidden, targets).unbind(-1)
+    return log_probs, hits.detach()
+
+
 def _in_tiles(tile: Callable[[Tensor, Tensor], Tensor], vocabulary: int, hidden: Tensor, targets: Tensor) -> Tensor:
     rows = max(1, _TILE // vocabulary)
     if len(targets) <= rows:

@@ -175,6 +175,12 @@ class Policy(Net):
             values = losses.projected_log_probs_and_entropy(self.project, hidden, batch.targets, temperature)
         return batch.spread(values[0]), batch.spread(values[1])
 
+    def log_probs_and_hits(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Of the N trained tokens: log π(y_t | x, y_<t), and 1 where y_t was the likeliest token, else 0."""
+        hidden = self.states(batch)[batch.before]
+        with self.arithmetic():
+            return losses.projected_log_probs_and_hits(self.project, hidden, batch.targets)
+
     def completion_log_probs(self, examples: Sequence[Example], temperature: float = 1.0) -> Tensor:
         """log π(y | x), summed over the completion: (B,), with gradients."""
         return self._per_example(examples, lambda batch: self.log_probs(batch, temperature).sum(1))

@@ -55,6 +55,12 @@ class SFTRecipe(Recipe):
     """Supervised fine-tuning on demonstrations."""
 
     learning_rate: LearningRate = Field(2e-5, description="Peak learning rate of AdamW.")
+    train_on: Literal["all", "last"] = Field(
+        "all", description="Which of the assistant's turns in a conversation are imitated: all of them, or the last."
+    )
+    packing: bool = Field(
+        False, description="Put short examples into one row, unseen by each other; exact, pays off with much padding."
+    )
 
 
 class RewardRecipe(Recipe):

@@ -7,7 +7,7 @@ how to mend it. Prompts and completions are strings, or lists of chat messages `
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -41,10 +41,11 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Demonstration:
-    """A prompt with a completion to imitate."""
+    """A prompt with a completion to imitate, and where it stands: file and line."""
 
     prompt: Text
     completion: Text
+    place: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -94,9 +95,25 @@ def check_enough(comparisons: int, minimum: int) -> None:
 
 
 def read_demonstrations(path: Path) -> Iterator[Demonstration]:
-    """Demonstrations: `prompt` and `completion`."""
+    """Demonstrations: `prompt` and `completion`, or `messages`, a conversation whose assistant is to be imitated.
+
+    The completion of a conversation starts with the assistant's first message that answers something.
+    """
     for row in _rows(path):
-        yield Demonstration(prompt=row.text("prompt"), completion=row.text("completion"))
+        place = f"{path.name}, line {row.line}"
+        if "messages" not in row.values:
+            prompt, completion = row.text("prompt"), row.text("completion")
+            if isinstance(completion, list) and all(message["role"] != "assistant" for message in completion):
+                row.fail("completion", "has no message of the assistant; there is nothing to imitate.")
+            yield Demonstration(prompt, completion, place)
+            continue
+        messages = row.text("messages")
+        if isinstance(messages, str):
+            row.fail("messages", "is a string; give a list of messages with 'role' and 'content'.")
+        turn = next((i for i, m in enumerate(messages) if i > 0 and m["role"] == "assistant"), None)
+        if turn is None:
+            row.fail("messages", "has no message of the assistant that answers another; there is nothing to imitate.")
+        yield Demonstration(messages[:turn], messages[turn:], place)
 
 
 def read_labelled(path: Path) -> Iterator[Labelled]:

@@ -6,12 +6,15 @@ generates them. Which positions are completion is carried as lengths from here o
 equals the padding id, because the padding id is often the end-of-sequence id.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from workers.training.errors import DataError, ModelError
 from workers.training.records import Message, Text
+
+_GENERATION = re.compile(r"\{%-?\s*generation\b")
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,11 @@ class Example:
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.completion)
+
+    @property
+    def targets(self) -> int:
+        """How many tokens are trained."""
+        return len(self.completion) if self.trained is None else sum(self.trained)
 
 
 class Codec:
@@ -57,6 +65,54 @@ class Codec:
         if split == 0:  # a string prompt whose only token merges with the completion: condition on BOS instead
             return [Example([self._first_id()], whole) for whole in wholes]
         return [Example(whole[:split], whole[split:]) for whole in wholes]
+
+    def encode_turns(self, prompt: list[Message], completion: list[Message]) -> Example:
+        """An example that trains the assistant's turns in `completion`, the end token of each included.
+
+        Where the template marks what the assistant says ({% generation %}), its marks count. Else a turn is what is
+        rendered between the messages before it, generation prompt included, and the same messages with it.
+        """
+        (example,) = self.encode(prompt, completion)
+        messages, ids = [*prompt, *completion], example.prompt + example.completion
+        if _GENERATION.search(self.tokenizer.chat_template):
+            spans = self._marked(messages)
+        else:
+            spans = self._rendered(messages, range(len(prompt), len(messages)), ids)
+        trained = [False] * len(ids)
+        for start, end in spans:
+            if 0 < end < len(ids) and ids[end - 1] not in self.end_ids and ids[end] in self.end_ids:
+                end += 1
+            trained[start:end] = [True] * (min(end, len(ids)) - start)
+        return Example(example.prompt, example.completion, tuple(trained[len(example.prompt) :]))
+
+    def _marked(self, messages: list[Message]) -> list[tuple[int, int]]:
+        """Where the template's own marks begin and end, in tokens."""
+        encoded = self.tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+        marks = [0, *encoded["assistant_masks"], 0]
+        edges = [i for i in range(len(marks) - 1) if marks[i] != marks[i + 1]]
+        return list(zip(edges[::2], edges[1::2], strict=True))
+
+    def _rendered(self, messages: list[Message], turns: Iterable[int], ids: list[int]) -> list[tuple[int, int]]:
+        """Where each of the assistant's `turns` begins and ends in `ids`, by rendering the conversation up to it."""
+        spans = []
+        whole = self._render(messages, ask=False)
+        for turn in turns:
+            if messages[turn]["role"] != "assistant":
+                continue
+            texts = [self._render(messages[: turn + n], ask=False) for n in (0, 1)]
+            if not all(whole.startswith(text) for text in texts):
+                raise ModelError(
+                    "The model's chat template is not prefix-preserving: it renders earlier turns differently once "
+                    "later ones follow, so that training on all of them would show what is never seen in use. "
+                    "Set train_on=last, or put {% generation %} around the assistant's turns in the template."
+                )
+            start = _common_prefix(self._ids(self._render(messages[:turn], ask=True), special=False), ids)
+            end = _common_prefix(self._ids(texts[1], special=False), ids)
+            ends = [i for i in range(start, end) if ids[i] in self.end_ids]
+            if ends and not self.tokenizer.decode(ids[ends[-1] + 1 : end], skip_special_tokens=True).strip():
+                end = ends[-1] + 1  # what the template puts after the end token is not the assistant's
+            spans.append((start, end))
+        return spans
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of a completion, without special tokens."""
