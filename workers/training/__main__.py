@@ -25,6 +25,7 @@ from typing import Any, NoReturn, TextIO
 from workers.training import parallel
 from workers.training.errors import DataError, DiskFullError, OutOfMemoryError, TrainingError
 from workers.training.report import Reporter
+from workers.training.tracking import Trackers
 
 STAGES = ("sft", "reward", "dpo", "kto", "ppo", "grpo", "rloo", "best_of_n", "sample", "evaluate", "tiny")
 _NEEDED = {"ppo": ("model", "reward_model"), "evaluate": ("model", "baseline"), "tiny": ()}
@@ -108,7 +109,14 @@ def _run(arguments: argparse.Namespace, report: Reporter) -> dict[str, float]:
     options = {name: value for name, value in offered.items() if name in known}
     report.peak_memory_mb = _peak_memory(report.peak_memory_mb)
     report.keep(arguments.out, resume=arguments.resume)
-    return dict(train(recipe, arguments.data, arguments.out, report, **options))
+    if not arguments.track or not parallel.first():
+        return dict(train(recipe, arguments.data, arguments.out, report, **options))
+    trackers = Trackers(arguments.track, stage, arguments.out, recipe.model_dump())
+    report.follow = trackers.log
+    try:
+        return dict(train(recipe, arguments.data, arguments.out, report, **options))
+    finally:
+        trackers.finish()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -135,6 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--recipe", type=Path, help="JSON object of hyperparameters")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one hyperparameter (JSON)")
     parser.add_argument("--resume", action="store_true", help="go on from the newest whole state in --out")
+    parser.add_argument("--track", metavar="NAMES", help="report to tensorboard, wandb, mlflow as well (a,b)")
     parser.add_argument("--stop-with-parent", action="store_true", help="die as soon as stdin is closed")
     return parser
 
@@ -180,16 +189,18 @@ def _explain(error: Exception) -> TrainingError:
 
 
 def _memory_advice() -> str:
-    """What the run needs at least, as far as the loaded parameters tell, and what to lower."""
+    """What the nets that were about to train need, or as much of it as is loaded, and what to lower."""
     import torch
 
-    loaded = {id(p): p for thing in gc.get_objects() if isinstance(thing, torch.nn.Module) for p in thing.parameters()}
+    from workers.training import memory, nets
+
+    things = gc.get_objects()
+    estimates = [thing.estimate for thing in things if isinstance(thing, nets.Net) and thing.estimate is not None]
+    if estimates:
+        return f"Out of memory. Training takes {', and '.join(map(str, estimates))}. {memory.ADVICE}"
+    loaded = {id(p): p for thing in things if isinstance(thing, torch.nn.Module) for p in thing.parameters()}
     weights = sum(p.numel() * p.element_size() for p in loaded.values())
-    trained = sum(12 * p.numel() for p in loaded.values() if p.requires_grad)
-    return (
-        f"Out of memory. Weights take {weights / 2**20:.0f} MB, gradients and AdamW {trained / 2**20:.0f} MB more, and "
-        "activations come on top: lower micro_batch_tokens, max_length or max_new_tokens, set lora, or precision=bf16."
-    )
+    return f"Out of memory. Weights alone take {weights / 2**20:.0f} MB. {memory.ADVICE}"
 
 
 @contextmanager

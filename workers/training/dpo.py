@@ -76,6 +76,7 @@ def train(
     check_enough(len(rows), recipe.min_pairs)
     _check_labels(recipe, [*rows, *held_out_rows])
     policy = nets.load_policy(model, recipe.precision, recipe.lora, recipe.seed)
+    policy.prepare(recipe, report)
     max_length = min(recipe.max_length, policy.context_length)
     data_set = encode(policy.codec, rows, max_length, report)
     held_out = encode(policy.codec, held_out_rows, max_length, report)

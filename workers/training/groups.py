@@ -99,6 +99,7 @@ def train(
     if not rows:
         raise TooFewError("There is no prompt to train on.")
     policy = nets.load_policy(model, recipe.precision, recipe.lora, recipe.seed)
+    policy.prepare(recipe, report)
     sampler = _Sampler(
         recipe,
         rows,

@@ -65,6 +65,7 @@ def train(
     held_out_rows = list(read_labelled(eval)) if eval else []
     _check_enough(len(rows), recipe.min_examples)
     policy = nets.load_policy(model, recipe.precision, recipe.lora, recipe.seed)
+    policy.prepare(recipe, report)
     max_length = min(recipe.max_length, policy.context_length)
     data_set = _encode(policy.codec, rows, max_length, report)
     held_out = _encode(policy.codec, held_out_rows, max_length, report)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-_TILE = 1 << 26  # most logits alive at once: 256 MB in fp32
+TILE = 1 << 26  # most logits alive at once: 256 MB in fp32
 
 
 def bradley_terry(
@@ -189,7 +189,7 @@ def projected_log_probs_and_hits(
 
 
 def _in_tiles(tile: Callable[[Tensor, Tensor], Tensor], vocabulary: int, hidden: Tensor, targets: Tensor) -> Tensor:
-    rows = max(1, _TILE // vocabulary)
+    rows = max(1, TILE // vocabulary)
     if len(targets) <= rows:
         return tile(hidden, targets)
     parts = zip(hidden.split(rows), targets.split(rows), strict=True)

@@ -5,22 +5,25 @@ model repository is ever run, and what is saved is an ordinary transformers dire
 """
 
 import copy
+import importlib.util
 import inspect
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from workers.training import layout, losses, parallel
+from workers.training import layout, losses, memory, parallel
 from workers.training.checkpoints import check_model_directory
 from workers.training.errors import ModelError
 from workers.training.layout import Batch, collate, grouped, lay_out
-from workers.training.recipes import Lora
+from workers.training.recipes import Lora, Recipe
+from workers.training.report import Reporter
 from workers.training.tokens import Codec, Example
 
 
@@ -36,7 +39,10 @@ class Net:
         self, model: Any, codec: Codec, precision: str = "fp32", lora: Lora | None = None, seed: int = 0
     ) -> None:
         self.codec, self.precision, self.lora, self.peft = codec, precision, lora, None
-        self.model = model.to(device()).eval()  # eval: dropout would make old and new log-probabilities differ
+        if not getattr(model, "is_quantized", False):  # quantised weights were put where they belong as they were read
+            model.to(device())
+        self.model = model.eval()  # eval: dropout would make old and new log-probabilities differ
+        self.estimate: memory.Estimate | None = None
         self.device = next(model.parameters()).device
         # How many tokens make a pass worth its overhead; below that, padding is cheaper than another pass.
         self.enough = 512 if self.device.type == "cpu" else 8192
@@ -47,6 +53,21 @@ class Net:
             embeddings = (self.model.get_input_embeddings(), self.model.get_output_embeddings())
             whole = [p for module in embeddings if module is not None for p in module.parameters()]
             parallel.shard(self.model.base_model, _blocks(self.model), whole)
+
+    def prepare(self, recipe: Recipe, report: Reporter) -> None:
+        """Before training: recompute activations if asked to, and say so if memory will not suffice by far."""
+        if recipe.gradient_checkpointing:
+            for block in _blocks(self.model):
+                block.forward = partial(_recomputed, block.forward)
+        self.estimate = memory.estimate(
+            self.model,
+            recipe.micro_batch_tokens,
+            precision=self.precision,
+            checkpointing=recipe.gradient_checkpointing,
+            head=isinstance(self, Policy),
+        )
+        if said := memory.warning(self.estimate, memory.free()):
+            report.log(said)
 
     @property
     def context_length(self) -> int:
@@ -135,7 +156,10 @@ class Net:
         self.model.requires_grad_(False)
 
     def save(self, directory: Path) -> None:
-        """Write config, safetensors and tokenizer with its chat template; LoRA is merged, which ends training."""
+        """Write config, safetensors and tokenizer with its chat template.
+
+        LoRA is merged, which ends training, or with `save_adapter` written by itself, naming its base model.
+        """
         if parallel.sharded():
             gathered = {name: parallel.full(tensor).cpu() for name, tensor in self.model.state_dict().items()}
             fresh = type(self.model)(self.model.config)
@@ -146,9 +170,17 @@ class Net:
             self.model = fresh
         if not parallel.first():
             return
-        if self.peft is not None:
-            self.model, self.peft = self.peft.merge_and_unload(), None
-        self.model.save_pretrained(directory)
+        if self.peft is not None and self.lora is not None and self.lora.save_adapter:
+            base = self.model.name_or_path
+            self.peft.peft_config["default"].base_model_name_or_path = (
+                str(Path(base).resolve()) if Path(base).is_dir() else base
+            )
+            self.peft.save_pretrained(directory)
+            (directory / "README.md").unlink(missing_ok=True)  # a form for a model card
+        else:
+            if self.peft is not None:
+                self.model, self.peft = self.peft.merge_and_unload(), None
+            self.model.save_pretrained(directory)
         self.codec.tokenizer.save_pretrained(directory)
 
 
@@ -354,7 +386,9 @@ def load_policy(source: str, precision: str = "fp32", lora: Lora | None = None, 
     """
     from transformers import AutoModelForCausalLM
 
-    model = _load(AutoModelForCausalLM, source, _dtype(precision, lora))
+    if lora is not None and lora.save_adapter and (Path(source) / "adapter_config.json").is_file():
+        raise ModelError(f"{Path(source).name} is an adapter itself: a new one needs a whole model as its base.")
+    model = _load(AutoModelForCausalLM, source, _dtype(precision, lora), **_quantization(lora))
     return Policy(model, _codec(source, model), precision, lora, seed)
 
 
@@ -374,6 +408,8 @@ def new_reward_model(
     """A reward model on the backbone of a policy, its heads drawn from N(0, 1/√(d+1)) (Stiennon et al., their code)."""
     from transformers import AutoModelForSequenceClassification
 
+    if lora is not None and lora.save_adapter:
+        raise ModelError("A reward model is saved merged, its head is part of it: unset lora.save_adapter.")
     model = _load(AutoModelForSequenceClassification, source, _dtype(precision, lora), num_labels=heads)
     head = getattr(model, "score", None)
     if not isinstance(head, nn.Linear) or head.out_features != heads:
@@ -441,6 +477,34 @@ def attach(model: Any, lora: Lora, seed: int) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return get_peft_model(model, config)
+
+
+def _quantization(lora: Lora | None) -> dict[str, Any]:
+    """How to load a base model in 4 bits (Dettmers et al. 2023): NF4, double quantisation, arithmetic in bf16."""
+    if lora is None or lora.quantization == "none":
+        return {}
+    if not torch.cuda.is_available():
+        raise ModelError("lora.quantization=nf4 needs a CUDA GPU, and there is none here: set it to none.")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelError("lora.quantization=nf4 needs a package that is missing: pip install bitsandbytes")
+    if parallel.sharded():
+        raise ModelError("lora.quantization=nf4 cannot be sharded: launch without FSDP.")
+    from transformers import BitsAndBytesConfig
+
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    return {"quantization_config": config, "device_map": {"": torch.cuda.current_device()}}
+
+
+def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """A block's forward whose inside is not kept for the backward pass; there is no randomness in it to repeat."""
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
 
 def _blocks(model: Any) -> list[nn.Module]:

@@ -79,6 +79,7 @@ def train(
         raise DataError("ptx_coef and --ptx-data go together: give both, or neither.")
     demonstrations = list(read_demonstrations(ptx_data)) if ptx_data else []
     policy = nets.load_policy(model, recipe.precision, recipe.lora, recipe.seed)
+    policy.prepare(recipe, report)
     reference = policy if recipe.lora else _frozen_copy(policy)
     scorer, critic = shared.reward_and_value(recipe, policy, model, reward_model)
     room = min(recipe.max_length, policy.context_length) - recipe.max_new_tokens

@@ -13,12 +13,25 @@ LearningRate = Annotated[float, Field(gt=0, le=1)]
 
 
 class Lora(BaseModel):
-    """Low-rank adapters on every linear layer of the backbone (Hu et al. 2021). Checkpoints are saved merged."""
+    """Low-rank adapters on every linear layer of the backbone (Hu et al. 2021)."""
 
     model_config = ConfigDict(extra="forbid")
 
     r: int = Field(16, ge=1, le=1024, description="Rank of each adapter.")
     alpha: int = Field(32, ge=1, le=4096, description="Scale: the update is multiplied by alpha / r.")
+    save_adapter: bool = Field(
+        False, description="Publish the adapters alone, to be loaded onto their base model, instead of a merged policy."
+    )
+    quantization: Literal["none", "nf4"] = Field(
+        "none",
+        description="nf4 holds the frozen weights in 4 bits (QLoRA): needs a CUDA GPU, bitsandbytes and save_adapter.",
+    )
+
+    @model_validator(mode="after")
+    def _nothing_is_merged_into_four_bits(self) -> Self:
+        if self.quantization != "none" and not self.save_adapter:
+            raise ValueError("adapters cannot be merged into quantised weights: set save_adapter as well")
+        return self
 
 
 class Recipe(BaseModel):
@@ -44,6 +57,9 @@ class Recipe(BaseModel):
     lora: Lora | None = Field(None, description="Train low-rank adapters; null fine-tunes all weights.")
     micro_batch_tokens: int = Field(
         8192, ge=64, le=16_777_216, description="Most padded tokens in one forward pass; lower it to save memory."
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Compute activations again in the backward pass: less memory, a third more time."
     )
     save_every: int = Field(
         50, ge=0, le=1_000_000, description="Steps between resumable states; 0 writes one only on SIGTERM."

@@ -29,6 +29,7 @@ class Reporter:
         self._bar_drawn = False
         self.steps = self.examples = self.tokens = 0
         self._journal: TextIO | None = None
+        self.follow: Callable[[int, Mapping[str, float]], None] | None = None  # told of each step as well
 
     def keep(self, out: Path, *, resume: bool) -> None:
         """Write each step's line to `out` as well: what a reader of stdout had not taken down before it died."""
@@ -51,6 +52,8 @@ class Reporter:
     def step(self, step: int, total_steps: int, metrics: Mapping[str, float]) -> None:
         """Report step `step` (from 1) of `total_steps`."""
         self.steps = step
+        if self.follow:
+            self.follow(step, metrics)
         if self.as_json:
             values = {name: _rounded(value) for name, value in metrics.items()}
             line = {"step": step, "total_steps": total_steps, "metrics": values}

@@ -71,6 +71,7 @@ def train(
     held_out_rows = list(read_comparisons(eval)) if eval else []
     check_enough(len(rows), recipe.min_pairs)
     scorer = nets.new_reward_model(model, recipe.seed, recipe.precision, recipe.lora, recipe.ensemble)
+    scorer.prepare(recipe, report)
     max_length = min(recipe.max_length, scorer.context_length)
     data_set = encode(scorer.codec, rows, max_length, report)
     held_out = encode(scorer.codec, held_out_rows, max_length, report)

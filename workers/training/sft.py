@@ -52,6 +52,7 @@ def train(
     rows = list(read_demonstrations(data))  # before the model is loaded, so that bad data fails at once
     held_out_rows = list(read_demonstrations(eval)) if eval else []
     policy = nets.load_policy(model, recipe.precision, recipe.lora, recipe.seed)
+    policy.prepare(recipe, report)
     max_length = min(recipe.max_length, policy.context_length)
     examples = demonstrations.encode(policy.codec, rows, max_length, recipe.train_on, report)
     held_out = demonstrations.encode(policy.codec, held_out_rows, max_length, recipe.train_on, report)

@@ -17,6 +17,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 from workers.training.nets import Policy, Scorer, new_reward_model
@@ -34,6 +36,7 @@ TEMPLATE = (
 FAMILIES: dict[str, Any] = {
     "llama": (LlamaConfig, LlamaForCausalLM),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
     "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM),
 }
 
@@ -75,7 +78,13 @@ def language_model(kind: str, seed: int = 0) -> Any:
                 bos_token_id=0,
                 eos_token_id=1,
                 pad_token_id=1,
-                **({"head_dim": 16, "sliding_window": 128} if kind == "gemma3" else {}),
+                **(
+                    {"head_dim": 16, "sliding_window": 128}
+                    if kind == "gemma3"
+                    else {"head_dim": 16}
+                    if kind == "qwen3"
+                    else {}
+                ),
             )
         )
     with torch.no_grad():
