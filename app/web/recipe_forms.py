@@ -34,7 +34,7 @@ class Control:
     name: str
     label: str
     hint: str
-    kind: Literal["whole", "number", "flag", "choice"]
+    kind: Literal["whole", "number", "flag", "choice", "text"]
     default: Any
     optional: bool = False
     choices: tuple[str, ...] = ()
@@ -53,6 +53,8 @@ class Control:
         """What a wrong value is answered with."""
         if self.kind == "choice":
             return f"Choose one of {', '.join(self.choices)}."
+        if self.kind == "text":
+            return f"Enter a shorter text{', or nothing' if self.optional else ''}."
         what = "a whole number" if self.kind == "whole" else "a number"
         return f"Enter {what}{' ' + self.bounds if self.bounds else ''}{', or nothing' if self.optional else ''}."
 
@@ -124,6 +126,8 @@ def _control(path: str, name: str, info: FieldInfo) -> Iterator[Control]:
         yield Control(path, label, hint, "choice", info.default, optional, tuple(get_args(kind)))
     elif kind is bool:
         yield Control(path, label, hint, "flag", info.default)
+    elif kind is str:
+        yield Control(path, label, hint, "text", info.default, optional)
     elif kind in (int, float):
         yield Control(
             path, label, hint, "whole" if kind is int else "number", info.default, optional, bounds=_bounds(info)
@@ -211,7 +215,7 @@ def _value(result: Read, control: Control, raw: str) -> Any:
         return raw == YES
     if not raw:
         return None if control.optional else control.default
-    if control.kind == "choice":
+    if control.kind in ("choice", "text"):
         return raw
     number = _number(raw)
     if number is None or (control.kind == "whole" and number != int(number)):

@@ -18,7 +18,10 @@ def test_the_untouched_form_stores_nothing() -> None:
     [
         {"method": "ppo", "batch_prompts": 7, "every_hours": 1.5},
         {"reward": {"learning_rate": 3e-05, "seed": 4}, "ppo": {"steps": 12, "target_kl": 6.0, "whiten_rewards": True}},
-        {"dpo": {"lora": {"r": 8}}, "sample": {"distinct": False}},
+        {
+            "dpo": {"lora": {"r": 8}, "loss": "ipo", "length_normalised": True},
+            "sample": {"distinct": False, "stop": "Q:"},
+        },
         {"gates": [{"metric": "kl", "at_most": 9.0}]},
         {"gates": []},
     ],
@@ -51,6 +54,12 @@ def test_numbers_may_have_separators_and_nothing_means_the_default() -> None:
 def test_what_is_no_whole_number_is_refused_with_the_bounds(typed: str) -> None:
     read = recipe_forms.read(DEFAULTS | {"reward.batch_size": typed})
     assert read.errors == {"reward.batch_size": "Enter a whole number from 1 to 65,536."}
+
+
+def test_a_text_that_is_too_long_is_refused_beside_its_input() -> None:
+    assert recipe_forms.read(DEFAULTS | {"sample.stop": "x" * 201}).errors == {
+        "sample.stop": "Enter a shorter text, or nothing."
+    }
 
 
 def test_a_stage_says_how_many_of_its_values_were_changed() -> None:
