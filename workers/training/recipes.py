@@ -100,7 +100,7 @@ class RewardRecipe(Recipe):
         "is the other way.",
     )
     annotator_learning_rate: LearningRate = Field(
-        0.05, description="Learning rate of the annotators' reliabilities and of ν, which are single numbers."
+        0.3, description="Learning rate of the annotators' reliabilities and of ν, which are single numbers."
     )
     annotator_prior: float = Field(
         10.0,

@@ -1,6 +1,9 @@
 """Reward models end to end: ensembles, annotators, rankings, the report, and toy tasks whose optimum is known."""
 
+import itertools
 import json
+import math
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +14,12 @@ import torch
 
 from tests.workers.training.nets_in_memory import Recorder, example, toy_pairs, write_jsonl
 from workers.training import nets, reward, shared
+from workers.training.comparisons import encode, examples_of
 from workers.training.errors import Interrupted
-from workers.training.layout import collate
+from workers.training.judgements import Judgements
+from workers.training.layout import Batch, collate
 from workers.training.recipes import Lora, PPORecipe, RewardRecipe
+from workers.training.records import Comparison
 
 EXAMPLES = [example("what is it", "a cat"), example("x", "nothing at all"), example("longer prompt than both", "y")]
 SMALL: dict[str, Any] = {"batch_size": 8, "learning_rate": 1e-3, "micro_batch_tokens": 300, "max_length": 100}
@@ -82,6 +88,41 @@ def test_a_value_model_of_an_ensemble_starts_as_its_mean_head(llama_dir: Path) -
     scorer = ensemble(llama_dir)
     values = scorer.as_critic("fp32", None, 0).values(collate(EXAMPLES))
     assert torch.allclose(values, scorer.values(collate(EXAMPLES)) + (scorer.mean / scorer.std), atol=1e-5)
+
+
+@pytest.mark.parametrize("directory", ["llama_dir", "gpt2_dir"])
+def test_a_ranking_is_worth_its_pairs_with_each_completion_read_once(
+    directory: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four completions: loss and gradient are the mean over the six pairs, each pair read by itself."""
+    answers = ("aaaa", "b", "ccc", "ddddd")
+    ranking = Comparison("what is it", answers, ((2,), (0,), (3,), (1,)))
+    pairs = [
+        Comparison("what is it", (answers[a], answers[b]), weight=1 / 6)
+        for a, b in itertools.combinations((2, 0, 3, 1), 2)
+    ]
+    results = []
+    for rows in ([ranking], pairs):
+        scorer = nets.new_reward_model(str(request.getfixturevalue(directory)), 0)
+        read: list[int] = []
+        states = scorer.states
+
+        def counted(batch: Batch, read: list[int] = read, states: Any = states) -> torch.Tensor:
+            read.append(batch.ids.numel())
+            return states(batch)  # type: ignore[no-any-return]
+
+        monkeypatch.setattr(scorer, "states", counted)
+        encoded = encode(scorer.codec, rows, 160, Recorder())
+        judgements = Judgements(RewardRecipe(), rows)
+        scores = scorer.completion_scores(examples_of(encoded))
+        loss = judgements.losses(judgements.labels(encoded), scores, 0.01).sum()
+        loss.backward()
+        gradients = torch.cat([p.grad.flatten() for p in scorer.model.parameters() if p.grad is not None])
+        results.append((float(loss.detach()), gradients, sum(read)))
+    (once, gradient, tokens), (apart, expected, more) = results
+    assert once == pytest.approx(apart, abs=1e-5)
+    assert float((gradient - expected).norm() / expected.norm()) < 1e-5
+    assert tokens < more
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -175,3 +216,80 @@ def test_several_linear_heads_are_each_fitted_on_their_own_bootstrap(tmp_path: P
     assert min(scorer.disagreement(EXAMPLES, 1000)) > 0
     told = json.loads((tmp_path / "o" / "report.json").read_text())
     assert all(one["reliability"] > 0.85 for one in told["annotators"].values())
+
+
+FEW, MANY = "abcd", "kfbqhtnpaxdrmgwcljsvieou"  # letters, the worthless first, those worth most last
+
+
+def worth(text: str, letters: str) -> float:
+    """Of five letters; as far apart as makes labels as noisy as they should be: E σ(|Δ|) = .818 for few letters."""
+    return sum(0.755 * 3 * letters.index(letter) / (len(letters) - 1) for letter in text)
+
+
+def chance(one: str, other: str, letters: str) -> float:
+    return 1 / (1 + math.exp(worth(other, letters) - worth(one, letters)))
+
+
+def random_pair(draw: random.Random, letters: str) -> tuple[str, str]:
+    return "".join(draw.choices(letters, k=5)), "".join(draw.choices(letters, k=5))
+
+
+def bradley_terry_rows(count: int, seed: int, letters: str, flips: float = 0.0) -> list[dict[str, Any]]:
+    """Pairs labelled with the odds of their worth; then so many labels turned round."""
+    draw = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        one, other = random_pair(draw, letters)
+        wins = (draw.random() < chance(one, other, letters)) != (draw.random() < flips)
+        rows.append({"prompt": "q", "chosen": one if wins else other, "rejected": other if wins else one})
+    return rows
+
+
+def expected_accuracy(scorer: nets.Scorer, letters: str) -> tuple[float, float]:
+    """Accuracy on new labels of true odds, their noise averaged out; and that of somebody who knows the odds."""
+    draw = random.Random(10_000)
+    pairs = [random_pair(draw, letters) for _ in range(2000)]
+    examples = [scorer.codec.encode("q", text)[0] for pair in pairs for text in pair]
+    rewards = scorer.rate(examples, 20_000)
+    right = [chance(one, other, letters) for one, other in pairs]
+    found = [p if a > b else 1 - p for p, a, b in zip(right, rewards[::2], rewards[1::2], strict=True)]
+    return sum(found) / len(pairs), sum(max(p, 1 - p) for p in right) / len(pairs)
+
+
+def fitted(place: Path, model: Path, rows: list[dict[str, Any]], **options: Any) -> nets.Scorer:
+    data = write_jsonl(place / "rows.jsonl", rows)
+    recipe = RewardRecipe(batch_size=64, learning_rate=3e-3, micro_batch_tokens=65536, **options)
+    reward.train(recipe, data, place / "out", Recorder(), model=str(model))
+    return nets.load_reward_model(str(place / "out" / "checkpoint"))
+
+
+@pytest.mark.parametrize(("flips", "least"), [(0.0, 0.81), (0.1, 0.80)])
+def test_four_thousand_noisy_labels_are_enough_to_come_near_to_what_can_be_known(
+    tmp_path: Path, llama_dir: Path, flips: float, least: float
+) -> None:
+    for seed in range(3):
+        rows = bradley_terry_rows(4000, seed, FEW, flips)
+        scorer = fitted(tmp_path, llama_dir, rows, seed=seed, label_smoothing=flips)
+        accuracy, best = expected_accuracy(scorer, FEW)
+        assert best == pytest.approx(0.818, abs=0.004)
+        assert accuracy >= least
+
+
+def test_annotators_who_say_the_opposite_are_found_out(tmp_path: Path, llama_dir: Path) -> None:
+    """Three of ten turn every answer round. Believed alike they cost accuracy; learnt, their answers are of use."""
+    gains = []
+    for seed in range(3):
+        rows, draw = bradley_terry_rows(1000, seed, MANY), random.Random(f"who/{seed}")
+        for row in rows:
+            row["annotator"] = str(draw.randrange(10))
+            if row["annotator"] in "012":
+                row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
+        found = {}
+        for how in ("equal", "learned"):
+            scorer = fitted(tmp_path, llama_dir, rows, seed=seed, annotators=how, epochs=3)
+            found[how], _ = expected_accuracy(scorer, MANY)
+        gains.append(found["learned"] - found["equal"])
+        told = json.loads((tmp_path / "out" / "report.json").read_text())["annotators"]
+        assert max(told[name]["reliability"] for name in "012") < 0.5
+        assert min(told[name]["reliability"] for name in "3456789") > 0.8
+    assert min(gains) > 0.02 and sum(gains) / 3 > 0.04, gains
