@@ -1,9 +1,5 @@
 """PPO's own promises: the end rule, guards, PPO-ptx, frozen starts, and resuming in the middle of a rollout."""
 
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +10,6 @@ import torch
 
 from tests.workers.training.nets_in_memory import Recorder, example, policy, toy_prompts, write_jsonl
 from workers.training import nets, ppo, shared
-from workers.training.checkpoints import MANIFEST
 from workers.training.episodes import Rollout, end_rule, roll_out
 from workers.training.errors import DataError, Interrupted
 from workers.training.layout import collate
@@ -79,36 +74,6 @@ def test_stopping_after_any_update_of_a_rollout_costs_no_bit(
         assert ppo.train(recipe, prompts, out, resumed, resume=True, **on) == expected
         assert (out / "checkpoint/model.safetensors").read_bytes() == weights, reads
         assert stopped.steps_seen + resumed.steps_seen == straight.steps_seen
-
-
-def test_a_process_killed_outright_resumes_to_the_bits_of_the_uninterrupted_one(
-    tmp_path: Path, prompts: Path, llama_dir: Path, reward_dir: Path
-) -> None:
-    """SIGKILL in the middle of the work, after the first state; another process goes on from it."""
-    text = PPORecipe(**(SMALL | {"steps": 6})).model_dump_json()
-    recipe = PPORecipe.model_validate_json(text)
-    (tmp_path / "recipe.json").write_text(text)
-    command = [
-        sys.executable, "-m", "workers.training", "ppo", "--data", str(prompts), "--model", str(llama_dir),
-        "--reward-model", str(reward_dir), "--out", str(tmp_path / "killed"), "--recipe", str(tmp_path / "recipe.json"),
-    ]  # fmt: skip
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    killed = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment)
-    assert killed.stdout is not None
-    for _ in range(2):  # the second step's line comes after the first step's state
-        killed.stdout.readline()
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
-    assert killed.returncode == -signal.SIGKILL
-    assert list((tmp_path / "killed/state").glob(f"step-*/{MANIFEST}"))
-
-    on: dict[str, Any] = {"model": str(llama_dir), "reward_model": str(reward_dir)}
-    expected = ppo.train(recipe, prompts, tmp_path / "straight", Recorder(), **on)
-    resumed = Recorder()
-    assert ppo.train(recipe, prompts, tmp_path / "killed", resumed, resume=True, **on) == expected
-    assert 0 < len(resumed.steps_seen) < 6
-    one, other = (tmp_path / name / "checkpoint/model.safetensors" for name in ("straight", "killed"))
-    assert one.read_bytes() == other.read_bytes()
 
 
 @dataclass
