@@ -260,7 +260,7 @@ BUGS: dict[str, tuple[Callable[[], None], Plant]] = {
         the_value_loss_by_hand, source(losses, "ppo_value", "torch.maximum(", "torch.minimum("),
     ),
     "the trainer forgets the temperature": (
-        the_ratio_starts_at_one, source(losses, "token_log_probs", "logits.float() / temperature", "logits.float()"),
+        the_ratio_starts_at_one, source(losses, "token_log_probs", ".apply(logits, targets, temperature)", ".apply(logits, targets, 1.0)"),
     ),
     "log-probabilities are off by one token": (
         log_probs_are_those_of_the_whole_softmax,
