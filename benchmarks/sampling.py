@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.sampling
 
-Both draw n completions of each prompt at temperature 1; one token in 45 ends a completion. Medians of alternating runs, in
-tokens per CPU-second, after one run of each that does not count.
+Both draw n completions of each prompt at temperature 1; one token in 45 ends a completion. Medians of alternating
+runs, in tokens per CPU-second, after one run of each that does not count.
 """
 
 import random
