@@ -1,6 +1,6 @@
 """A reward model on real pairs, ours beside TRL's RewardTrainer: same backbone, pairs, batches, learning rate, epochs.
 
-    python benchmarks/reward_real.py PAIRS.jsonl MODEL_DIR [--pairs 1500] [--seeds 3] [--epochs 2] [--lr 5e-4]
+    python benchmarks/reward_real.py PAIRS.jsonl MODEL_DIR [--pairs 1500] [--seeds 0 1 2] [--epochs 2] [--lr 5e-4]
 
 PAIRS are HH-RLHF style rows (messages, response_a, response_b, label), MODEL_DIR a transformers checkpoint with a chat
 template (such as `scripts/convert_llama2c.py` makes). Pairs with a completion beyond `--max-length` tokens are left out
@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("model", type=Path)
     parser.add_argument("--pairs", type=int, default=1500)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=float, default=2)
     parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--max-length", type=int, default=256)
@@ -109,7 +109,7 @@ def main() -> None:
             path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         print(f"{len(train)} training pairs, {len(held_out)} held out")
         print("| trainer | seed | held-out accuracy | log-loss | ECE | CPU seconds |\n|---|---|---|---|---|---|")
-        for seed in range(options.seeds):
+        for seed in options.seeds:
             for label, fit in (("ours", ours), ("TRL", trls)):
                 started = time.process_time()
                 checkpoint = fit(options.model, paths[0], place / f"{label}-{seed}", seed, options)

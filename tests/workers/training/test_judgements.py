@@ -129,6 +129,19 @@ def test_an_annotator_starts_at_nine_of_ten_and_the_prior_holds_him_there() -> N
     assert gradient[0] > 0 > gradient[1]
 
 
+@pytest.mark.parametrize("options", [o for o in SHAPES if "annotators" in o])
+def test_turning_all_answers_round_and_the_annotator_too_changes_nothing(options: dict[str, Any]) -> None:
+    scores, rows = torch.tensor([0.3, -1.2, 2.0]), Comparison("p", ("a", "b", "c"), ((2,), (0,), (1,)))
+    values = []
+    for ranking, log_odds in ((rows.ranking, 1.3), (rows.ranking[::-1], -1.3)):
+        judged = replace(rows, ranking=ranking)
+        judgements = Judgements(RewardRecipe(**options), [judged])
+        with torch.no_grad():
+            judgements.trainable()[0][1].fill_(log_odds - math.log(9))
+        values.append(float(judgements.losses(judgements.labels([tokens(judged)]), scores, 0.0).detach().sum()))
+    assert values[0] == pytest.approx(values[1], abs=1e-6)
+
+
 def test_the_reliability_learnt_from_answers_to_known_rewards_is_the_mode_of_the_posterior() -> None:
     """Δ = ±30 makes P(right) 1: 14 right, 6 wrong of 20, prior 9 and 1 of 10: (14 + 9) / 30."""
     answers = [replace(PAIR, annotator="a")] * 14 + [replace(PAIR, ranking=((1,), (0,)), annotator="a")] * 6

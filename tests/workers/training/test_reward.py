@@ -20,6 +20,7 @@ from workers.training.judgements import Judgements
 from workers.training.layout import Batch, collate
 from workers.training.recipes import Lora, PPORecipe, RewardRecipe
 from workers.training.records import Comparison
+from workers.training.tokens import Example
 
 EXAMPLES = [example("what is it", "a cat"), example("x", "nothing at all"), example("longer prompt than both", "y")]
 SMALL: dict[str, Any] = {"batch_size": 8, "learning_rate": 1e-3, "micro_batch_tokens": 300, "max_length": 100}
@@ -88,6 +89,27 @@ def test_a_value_model_of_an_ensemble_starts_as_its_mean_head(llama_dir: Path) -
     scorer = ensemble(llama_dir)
     values = scorer.as_critic("fp32", None, 0).values(collate(EXAMPLES))
     assert torch.allclose(values, scorer.values(collate(EXAMPLES)) + (scorer.mean / scorer.std), atol=1e-5)
+
+
+@pytest.mark.parametrize("directory", ["llama_dir", "gpt2_dir"])
+def test_scores_depend_neither_on_padding_nor_on_order_and_adapters_switched_off_leave_the_base(
+    directory: str, request: pytest.FixtureRequest
+) -> None:
+    where = str(request.getfixturevalue(directory))
+    adapted, plain = nets.new_reward_model(where, 0, heads=2, lora=Lora(r=2)), nets.new_reward_model(where, 0, heads=2)
+    expected = plain.rate_heads(EXAMPLES, 1)
+    wide = collate([*EXAMPLES, Example([3] * 60, [4] * 40)])
+    assert torch.allclose(plain.head_scores(wide)[:3], expected, atol=1e-4)
+    wide.ids[wide.ids == 0] = 1  # what pads becomes the end token
+    assert torch.allclose(plain.head_scores(wide)[:3], expected, atol=1e-4)
+    assert torch.allclose(plain.rate_heads(EXAMPLES[::-1], 1000).flip(0), expected, atol=1e-4)
+    with torch.no_grad():
+        for name, parameter in adapted.trainable():
+            parameter += 0.0 if "score" in name else 0.05
+    assert not torch.allclose(adapted.rate_heads(EXAMPLES, 1000), expected, atol=1e-2)
+    assert adapted.peft is not None
+    with adapted.peft.disable_adapter():
+        assert torch.allclose(adapted.rate_heads(EXAMPLES, 1000), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("directory", ["llama_dir", "gpt2_dir"])
