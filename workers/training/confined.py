@@ -35,6 +35,7 @@ _MACHINES: dict[str, tuple[int, tuple[int, ...], dict[int, int]]] = {
             *(29, 64, 68, 248, 249, 250),  # shmget semget msgget add_key request_key keyctl
             *(163, 167, 168, 169, 170, 171, 172, 173, 179, 103),  # acct swap* reboot set*name iopl ioperm quotactl …
             *(159, 164, 227, 175, 176, 313, 246, 320),  # clocks, kernel modules, kexec
+            *(132, 235, 261, 280, 141, 142, 144, 203, 314),  # utime* futimesat, setpriority sched_set*
         ),
         {2: 1, 257: 2},  # open openat
     ),
@@ -53,6 +54,7 @@ _MACHINES: dict[str, tuple[int, tuple[int, ...], dict[int, int]]] = {
             *(194, 190, 186, 217, 218, 219),
             *(89, 224, 225, 142, 161, 162, 60, 116),
             *(171, 170, 112, 105, 106, 273, 104, 294),
+            *(88, 140, 118, 119, 122, 274),
         ),
         {56: 2},
     ),

@@ -149,11 +149,12 @@ def test_gradients_do_not_depend_on_how_a_step_is_cut_into_micro_batches(
             report = Recorder()
             recipe = GRPORecipe(
                 **(SMALL | {"micro_batch_tokens": budget, "steps": 1, "minibatches": 1}),
-                normalise=normalise, beta=0.1,
+                normalise=normalise, beta=0.1, temperature=0.7,
             )  # fmt: skip
             grpo.train(recipe, files["data"], tmp_path / "o", report, model=str(llama_dir), rewards=files["rewards"])
             seen.append([report.steps_seen[0][name] for name in ("loss", "grad_norm", "reward", "kl")])
         assert seen[0] == pytest.approx(seen[1], rel=2e-4, abs=1e-6)
+        assert report.steps_seen[0]["objective/kl"] == pytest.approx(0.0, abs=1e-4)  # the temperature is everywhere
 
 
 def test_redrawing_keeps_only_groups_that_differ_and_reports_on_all_that_were_drawn(
