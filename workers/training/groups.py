@@ -60,6 +60,10 @@ class Objective(Protocol):
     def kl_in_loss(self) -> bool:
         """Whether the loss moves completions without advantage, too."""
 
+    @property
+    def ratio_of_sequence(self) -> bool:
+        """Whether a completion has one ratio, not one for each token."""
+
     def advantages(self, rollout: Rollout) -> Tensor:
         """(P, G) on the host; 0 for what cannot be scored."""
 
@@ -246,9 +250,8 @@ def _accumulate(
     advantages = advantages.to(rollout.old)
     active = [i for i in items if objective.kl_in_loss or moved[i]]
     normaliser = objective.normaliser([lengths[i] for i in items])
-    sums = torch.zeros(5, device=policy.device)
-    low_seen, high_seen = (torch.zeros(len(lengths), device=policy.device) for _ in range(2))
-    furthest = torch.zeros((), device=policy.device)
+    total, moved_by, furthest = (torch.zeros((), device=policy.device) for _ in range(3))
+    low, high = (torch.zeros(len(lengths), device=policy.device) for _ in range(2))
     for places, batch in (
         policy.passes([rollout.examples[i] for i in active], recipe.micro_batch_tokens) if active else ()
     ):
@@ -259,32 +262,25 @@ def _accumulate(
         loss, ratio = objective.losses(new, old, reference, advantage, batch.mask)
         (loss.sum() / normaliser).backward()
         with torch.no_grad():
-            low = ((ratio < 1 - recipe.clip) & (advantage < 0)[:, None]).float()
-            high = ((ratio > 1 + high_clip) & (advantage > 0)[:, None]).float()
-            low_share, high_share = (_share(clipped, batch.mask) for clipped in (low, high))
-            tokens = batch.mask.sum(1)
             off = (new - old) * batch.mask
-            sums += torch.stack(
-                [
-                    loss.sum() / normaliser,
-                    (low_share * tokens).sum(),
-                    (high_share * tokens).sum(),
-                    ((low_share + high_share) * tokens).sum(),
-                    0.5 * off.square().sum(),
-                ]
-            )
-            low_seen[part], high_seen[part] = low_share, high_share
+            total += loss.sum() / normaliser
+            moved_by += 0.5 * off.square().sum()
             furthest = torch.maximum(furthest, off.abs().max())
-    sums[1:] /= max(1, sum(lengths[i] for i in items))
-    some = items or [0]
-    extremes = [low_seen[some].min(), high_seen[some].max()] if len(lengths) else [furthest, furthest]
-    return torch.stack([*sums[:4], *extremes, sums[4], furthest]).detach()
+            low[part] = _share((ratio < 1 - recipe.clip) & (advantage < 0)[:, None], batch.mask)
+            high[part] = _share((ratio > 1 + high_clip) & (advantage > 0)[:, None], batch.mask)
+    if not items:
+        return torch.zeros(len(_STATISTICS), device=policy.device)
+    tokens = torch.tensor([lengths[i] for i in items], device=policy.device)
+    weights = (torch.ones_like(tokens) if objective.ratio_of_sequence else tokens) / 1.0
+    low, high, weights = low[items], high[items], weights / weights.sum()
+    clipped = [(low * weights).sum(), (high * weights).sum(), ((low + high) * weights).sum(), low.min(), high.max()]
+    return torch.stack([total, *clipped, moved_by / tokens.sum(), furthest])
 
 
 def _share(clipped: Tensor, mask: Tensor) -> Tensor:
     """(C,) share of a completion's tokens that are clipped; a ratio of the whole sequence stands for all of them."""
     if clipped.shape[1] == 1:
-        return clipped[:, 0]
+        return clipped[:, 0].float()
     return (clipped * mask).sum(1) / mask.sum(1).clamp(min=1)
 
 

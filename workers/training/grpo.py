@@ -41,6 +41,10 @@ class GRPO:
     def kl_in_loss(self) -> bool:
         return self.recipe.beta > 0
 
+    @property
+    def ratio_of_sequence(self) -> bool:
+        return self.recipe.ratio == "sequence"
+
     def advantages(self, rollout: Rollout) -> Tensor:
         return baselines.relative_to_group(rollout.rewards, self.recipe.scale)
 
@@ -49,7 +53,7 @@ class GRPO:
     ) -> tuple[Tensor, Tensor]:
         recipe, lengths = self.recipe, mask.sum(1).clamp(min=1)
         moved = new - old
-        if recipe.ratio == "sequence":
+        if self.ratio_of_sequence:
             moved = ((moved * mask).sum(1) / lengths)[:, None]
         ratio = moved.clamp(-20.0, 20.0).exp()
         high = recipe.clip if recipe.clip_high is None else recipe.clip_high

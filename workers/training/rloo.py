@@ -33,6 +33,7 @@ class RLOO:
     recipe: RLOORecipe
     stage: str = "rloo"
     kl_in_loss: bool = False
+    ratio_of_sequence: bool = True
 
     def advantages(self, rollout: Rollout) -> Tensor:
         rewards = rollout.rewards

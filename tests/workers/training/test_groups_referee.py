@@ -104,6 +104,10 @@ def _compare(trainer_class: Any, config: Any, options: dict[str, Any], objective
     assert len(kept) == count - objective.recipe.mask_truncated
     assert float(statistics[0]) == pytest.approx(loss.item(), abs=1e-5)
     assert abs(loss.item()) > 1e-3 and float(statistics[1] + statistics[2]) > 0  # something is clipped
+    if not objective.recipe.mask_truncated:  # TRL's extremes are then over what is masked out as well
+        for place, name in enumerate(("low_mean", "high_mean", "region_mean", "low_min", "high_max"), start=1):
+            (seen,) = trainer._metrics["eval"][f"clip_ratio/{name}"]
+            assert float(statistics[place]) == pytest.approx(seen, abs=1e-6), name
     for name, parameter in policy.trainable():
         assert parameter.grad is not None
         assert torch.allclose(parameter.grad, expected[name], atol=1e-5, rtol=1e-4), name
