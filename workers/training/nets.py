@@ -26,6 +26,9 @@ from workers.training.recipes import Lora, Recipe
 from workers.training.report import Reporter
 from workers.training.tokens import Codec, Example
 
+ADAPTER = "adapter_config.json"
+ADAPTED_HEAD = "base_model.model.score.weight"
+
 
 def device() -> torch.device:
     """The accelerator when there is one, else the CPU."""
@@ -175,7 +178,7 @@ class Net:
             self.peft.peft_config["default"].base_model_name_or_path = (
                 str(Path(base).resolve()) if Path(base).is_dir() else base
             )
-            self.peft.save_pretrained(directory)
+            self.peft.save_pretrained(directory, selected_adapters=["default"])  # others on its trunk are not its own
             (directory / "README.md").unlink(missing_ok=True)  # a form for a model card
         else:
             if self.peft is not None:
@@ -374,6 +377,21 @@ class Scorer(Net):
         self.mean, self.std = mean, max(std, 1e-6)
         self.model.config.reward_mean, self.model.config.reward_std = self.mean, self.std
 
+    def save(self, directory: Path) -> None:
+        """As any net; adapters by themselves go with config and head, which is where peft looks for trained modules."""
+        from safetensors.torch import load_file, save_file
+
+        super().save(directory)
+        if self.peft is None or not (directory / ADAPTER).is_file():
+            return
+        weights = directory / "adapter_model.safetensors"
+        save_file(load_file(weights) | {ADAPTED_HEAD: self.model.score.weight.detach().cpu().clone()}, weights)
+        adapter = json.loads((directory / ADAPTER).read_text())
+        adapter |= {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}
+        (directory / ADAPTER).write_text(json.dumps(adapter, indent=1))
+        self.model.config.architectures = [type(self.model).__name__]
+        self.model.config.save_pretrained(directory)
+
     def _head(self, hidden: Tensor) -> Tensor:
         """(N, d) → (N, M) in fp32."""
         return hidden.float() @ self.model.score.weight.float().T
@@ -386,7 +404,7 @@ def load_policy(source: str, precision: str = "fp32", lora: Lora | None = None, 
     """
     from transformers import AutoModelForCausalLM
 
-    if lora is not None and lora.save_adapter and (Path(source) / "adapter_config.json").is_file():
+    if lora is not None and lora.save_adapter and (Path(source) / ADAPTER).is_file():
         raise ModelError(f"{Path(source).name} is an adapter itself: a new one needs a whole model as its base.")
     model = _load(AutoModelForCausalLM, source, _dtype(precision, lora), **_quantization(lora))
     return Policy(model, _codec(source, model), precision, lora, seed)
@@ -408,8 +426,6 @@ def new_reward_model(
     """A reward model on the backbone of a policy, its heads drawn from N(0, 1/√(d+1)) (Stiennon et al., their code)."""
     from transformers import AutoModelForSequenceClassification
 
-    if lora is not None and lora.save_adapter:
-        raise ModelError("A reward model is saved merged, its head is part of it: unset lora.save_adapter.")
     model = _load(AutoModelForSequenceClassification, source, _dtype(precision, lora), num_labels=heads)
     head = getattr(model, "score", None)
     if not isinstance(head, nn.Linear) or head.out_features != heads:
@@ -441,7 +457,7 @@ def _load(auto: Any, source: str, dtype: torch.dtype, **options: Any) -> Any:
         raise ModelError(f"{source}: there is no such model directory.")
     if local:
         check_model_directory(Path(source))
-        if (Path(source) / "adapter_config.json").is_file():
+        if (Path(source) / ADAPTER).is_file():
             return _merged_adapter(auto, source, dtype, **options)
     try:
         return auto.from_pretrained(source, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options)
@@ -457,10 +473,13 @@ def _load(auto: Any, source: str, dtype: torch.dtype, **options: Any) -> Any:
 def _merged_adapter(auto: Any, source: str, dtype: torch.dtype, **options: Any) -> Any:
     """LoRA adapters merged into the base model that their configuration names."""
     from peft import PeftModel
+    from transformers import AutoConfig
 
-    base = json.loads((Path(source) / "adapter_config.json").read_text()).get("base_model_name_or_path")
+    base = json.loads((Path(source) / ADAPTER).read_text()).get("base_model_name_or_path")
     if not base:
-        raise ModelError(f"{Path(source).name}/adapter_config.json does not name its base model.")
+        raise ModelError(f"{Path(source).name}/{ADAPTER} does not name its base model.")
+    if (Path(source) / "config.json").is_file():  # a reward model's: its number of heads, and its scale
+        options = {"config": AutoConfig.from_pretrained(source, trust_remote_code=False)}
     model = _load(auto, base, dtype, **options)
     return PeftModel.from_pretrained(model, source, use_safetensors=True).merge_and_unload()
 

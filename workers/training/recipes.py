@@ -20,7 +20,7 @@ class Lora(BaseModel):
     r: int = Field(16, ge=1, le=1024, description="Rank of each adapter.")
     alpha: int = Field(32, ge=1, le=4096, description="Scale: the update is multiplied by alpha / r.")
     save_adapter: bool = Field(
-        False, description="Publish the adapters alone, to be loaded onto their base model, instead of a merged policy."
+        False, description="Publish the adapters alone, to be loaded onto their base model, instead of a merged one."
     )
     quantization: Literal["none", "nf4"] = Field(
         "none",

@@ -26,11 +26,8 @@ from workers.training import nets
 from workers.training.checkpoints import check_model_directory, fingerprint
 from workers.training.errors import ModelError
 from workers.training.layout import Batch
-from workers.training.nets import Net, Policy, Scorer
+from workers.training.nets import ADAPTED_HEAD, ADAPTER, Net, Policy, Scorer
 from workers.training.recipes import Lora, PPORecipe
-
-ADAPTER = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
 
 
 class Headed(nn.Module):
@@ -138,37 +135,14 @@ def is_adapter_on(reward_model: str, model: str) -> bool:
     return bool(base) and fingerprint(base) == fingerprint(model)
 
 
-def save_reward_adapter(scorer: Scorer, directory: Path, base: str) -> None:
-    """A reward model trained by LoRA without its base: adapter, head and scale, readable by peft too.
-
-    The head goes where peft keeps `modules_to_save`; left out, rewards would be random after loading.
-    """
-    from peft import get_peft_model_state_dict
-    from safetensors.torch import save_file
-
-    if scorer.peft is None or scorer.likelihood is not None:
-        raise ModelError("Only a reward model trained with LoRA can be saved as an adapter.")
-    tensors = {n: t.detach().cpu().contiguous() for n, t in get_peft_model_state_dict(scorer.peft).items()}
-    tensors = {n: t for n, t in tensors.items() if not n.endswith("score.weight")}
-    save_file(tensors | {_HEAD: scorer.model.score.weight.detach().cpu().clone()}, directory / WEIGHTS)
-    config = scorer.peft.peft_config["default"].to_dict()
-    config |= {"base_model_name_or_path": base, "task_type": "SEQ_CLS", "modules_to_save": ["score"]}
-    (directory / ADAPTER).write_text(json.dumps(config, indent=1, default=sorted))
-    scorer.model.config.save_pretrained(directory)
-    scorer.codec.tokenizer.save_pretrained(directory)
-
-
-_HEAD = "base_model.model.score.weight"
-
-
 def _reward_adapter(policy: Policy, directory: Path) -> Scorer:
     """The reward model of an adapter directory on the policy's trunk, frozen."""
     from peft import LoraConfig, set_peft_model_state_dict
     from safetensors.torch import load_file
 
     check_model_directory(directory)
-    tensors = load_file(directory / WEIGHTS)
-    if (head := tensors.pop(_HEAD, None)) is None:
+    tensors = load_file(directory / "adapter_model.safetensors")
+    if (head := tensors.pop(ADAPTED_HEAD, None)) is None:
         raise ModelError(f"{directory.name} has no head: save the reward model with its 'score' layer.")
     read = {**_config(directory), "modules_to_save": None, "task_type": None, "inference_mode": False}
     peft: Any = policy.peft

@@ -23,12 +23,12 @@ BATCH = collate([example("what is it", "a cat"), example("x", "nothing at all")]
 @pytest.fixture
 def adapter_dir(tmp_path: Path, llama_dir: Path) -> Path:
     """A reward model saved as an adapter on the policy's own base."""
-    scorer = nets.new_reward_model(str(llama_dir), 3, lora=Lora(r=3))
+    scorer = nets.new_reward_model(str(llama_dir), 3, lora=Lora(r=3, save_adapter=True))
     _perturb(scorer)
     scorer.normalise(0.2, 0.7)
     directory = tmp_path / "adapter"
     directory.mkdir()
-    shared.save_reward_adapter(scorer, directory, str(llama_dir))
+    scorer.save(directory)
     return directory
 
 
@@ -119,6 +119,28 @@ def test_a_reward_adapter_is_one_that_peft_reads(llama_dir: Path, adapter_dir: P
     base = AutoModelForSequenceClassification.from_pretrained(llama_dir, num_labels=1)
     theirs = PeftModel.from_pretrained(base, adapter_dir).merge_and_unload()
     assert torch.allclose(Scorer(theirs, alone.codec).scores(BATCH), alone.scores(BATCH), atol=1e-5)
+
+
+def test_a_reward_adapter_loads_as_a_reward_model_like_any_other(llama_dir: Path, adapter_dir: Path) -> None:
+    alone = nets.new_reward_model(str(llama_dir), 3, lora=Lora(r=3))
+    _perturb(alone)
+    alone.normalise(0.2, 0.7)
+    items = [example("what is it", "a cat"), example("x", "nothing at all")]
+    assert nets.load_reward_model(str(adapter_dir)).rate(items, 100) == pytest.approx(alone.rate(items, 100), abs=1e-5)
+
+
+def test_a_policy_saved_as_an_adapter_leaves_the_others_of_its_trunk_behind(
+    tmp_path: Path, llama_dir: Path, reward_dir: Path
+) -> None:
+    recipe = RECIPE.model_copy(update={"value_init": "zero", "lora": Lora(r=2, save_adapter=True)})
+    policy = nets.load_policy(str(llama_dir), lora=recipe.lora)
+    shared.reward_and_value(recipe, policy, str(llama_dir), str(reward_dir))
+    (tmp_path / "saved").mkdir()
+    policy.save(tmp_path / "saved")
+    assert not (tmp_path / "saved/value").exists()
+    assert torch.allclose(
+        nets.load_policy(str(tmp_path / "saved")).log_probs(BATCH), policy.log_probs(BATCH), atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("value_init", ["reward", "zero"])
