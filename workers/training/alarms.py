@@ -111,9 +111,11 @@ def _form(report: Report, start: Report) -> Iterator[str]:
 
 
 def _training(report: Report, previous: Sequence[Report]) -> Iterator[str]:
-    """Of a training run's own reports: a critic worse than none, likelihood that both sides of a pair lose."""
+    """Of a training run's own reports: a critic worse than none, stale samples, pairs whose both sides lose."""
     if previous and report.get("val/explained_variance", 0.0) < 0:
         yield f"Value model: explains less than nothing ({report['val/explained_variance']:.2f}) of the returns."
+    if report.get("val/ess", 1.0) < 0.5:
+        yield f"PPO: old samples stand for {report['val/ess']:.0%} of their number: fewer inner epochs."
     start = previous[0] if previous else {}
     if _rise(report, start, "logps/chosen") < -5 and _rise(report, start, "rewards/margins") > 0:
         yield (

@@ -29,6 +29,7 @@ START = {"entropy": 2.0, "completions/clipped_ratio": 0.02, "code_fence_rate": 0
         ({"code_fence_rate": 0.01}, {"code_fence_rate": 0.02}, "code fence"),
         ({"markdown_rate": 0.6}, {"markdown_rate": 1.0, "code_fence_rate": 0.2}, "code fence"),
         ({"suite/sums/regressed": 0.0}, {"suite/sums/regressed": 1.0}, "suite/sums/regressed fell"),
+        ({"val/ess": 0.5}, {"val/ess": 0.49}, "49%"),
         ({"val/explained_variance": 0.0}, {"val/explained_variance": -0.1}, "Value model"),
         ({"logps/chosen": -60.0, "rewards/margins": 0.1}, {"logps/chosen": -55.1, "rewards/margins": 0.2}, "lost 5.1"),
     ],
