@@ -3,7 +3,7 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from tests.workers.training.nets_in_memory import example, policy, save_model, s
 from workers.training.__main__ import main
 from workers.training.errors import DataError, ModelError
 from workers.training.rewards import Component, Rewards, identity, read_components
+from workers.training.verifiers import VERIFIERS
 
 
 def components(path: Path, values: Any) -> Path:
@@ -29,6 +30,10 @@ def test_components_of_the_file_come_after_the_reward_model(tmp_path: Path) -> N
     ]  # fmt: skip
     assert [c.settings(77).max_tokens for c in read] == [77, 77, 77]
     assert Component(kind="length", max_tokens=5).settings(77).max_tokens == 5
+
+
+def test_every_verifier_is_a_kind_of_component() -> None:
+    assert set(get_args(Component.model_fields["kind"].annotation)) == {"model", *VERIFIERS}
 
 
 @pytest.mark.parametrize(
