@@ -55,7 +55,7 @@ def test_every_option_of_the_training_command_line_is_passed_through() -> None:
     assert wrong.returncode == 2 and json.loads(wrong.stdout)["error"]["kind"] == "data"
 
 
-def test_on_a_terminal_it_draws_a_bar_and_sigterm_stops_the_stage_itself(tmp_path: Path, data: Path) -> None:
+def test_on_a_terminal_it_draws_a_bar_and_ctrl_c_stops_the_stage_itself(tmp_path: Path, data: Path) -> None:
     ours, theirs = pty.openpty()
     arguments = [*TINY, "--set", "steps=100000", "--data", str(data), "--out", str(tmp_path / "out")]
     child = subprocess.Popen([*TIEBREAK, *arguments], stdin=theirs, stdout=theirs, stderr=theirs, cwd=ROOT)
@@ -63,7 +63,7 @@ def test_on_a_terminal_it_draws_a_bar_and_sigterm_stops_the_stage_itself(tmp_pat
     seen = b""
     while b"[#" not in seen and b"[." not in seen:
         seen += os.read(ours, 4096)
-    child.send_signal(signal.SIGTERM)
+    child.send_signal(signal.SIGINT)
     try:
         while chunk := os.read(ours, 4096):
             seen += chunk

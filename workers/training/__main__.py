@@ -3,8 +3,8 @@
     python -m workers.training STAGE --data FILE --model DIR_OR_HUB_ID --out DIR [--recipe r.json] [--set key=value …]
 
 Stdout, when piped, is JSON lines and nothing else (`report.py`); whatever a library prints lands on stderr. Exit codes:
-0 done, 2 the data, recipe or model cannot be used, 3 disk full, 4 out of memory, 75 stopped by SIGTERM and resumable,
-1 anything else.
+0 done, 2 the data, recipe or model cannot be used, 3 disk full, 4 out of memory, 75 stopped by SIGTERM or Ctrl-C and
+resumable, 1 anything else.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
@@ -45,12 +45,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     with _private_stdout() as stdout:
         many = parallel.start().size > 1
         report = (parallel.SharedReporter if many else Reporter)("training", stdout=stdout)
-        before = signal.signal(signal.SIGTERM, lambda *_: report.ask_to_stop())
+        before = {number: signal.signal(number, _stopper(report)) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             return _report_on(argv, report)
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
             parallel.finish()
+
+
+def _stopper(report: Reporter) -> Callable[[int, object], None]:
+    """Ends the stage after its step, with its state written; a second Ctrl-C does not wait for that."""
+
+    def stop(_number: int, _frame: object) -> None:
+        report.ask_to_stop()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    return stop
 
 
 def _report_on(argv: Sequence[str] | None, report: Reporter) -> int:
