@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ def publish(target: Path, fill: Callable[[Path], None], facts: Mapping[str, Any]
     Of several processes the first one writes; the others take part in `fill`, which may have to gather from them.
     """
     if not parallel.first():
-        fill(target)
+        with tempfile.TemporaryDirectory() as nowhere:
+            fill(Path(nowhere))
         return {}
     _recover(target)
     target.parent.mkdir(parents=True, exist_ok=True)

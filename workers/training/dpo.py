@@ -32,7 +32,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from workers.training import dpo_losses, losses, nets, optimisation, reference
+from workers.training import dpo_losses, losses, nets, optimisation, parallel, reference
 from workers.training.checkpoints import States, digest, fingerprint, finished, publish
 from workers.training.comparisons import TokenComparison, encode, examples_of, pair_labels, rankings
 from workers.training.errors import DataError, Interrupted
@@ -105,11 +105,13 @@ def train(
         weight = max(sum(data_set[i].judged.weight for i in items), 1e-9)
         loss = torch.zeros((), device=policy.device)
         seen: list[Tensor] = []
-        for group in micro_batches([data_set[i].tokens for i in items], recipe.micro_batch_tokens):
-            part = [items[g] for g in group]
+        mine = parallel.share(items)
+        for group in parallel.level(micro_batches([data_set[i].tokens for i in mine], recipe.micro_batch_tokens)):
+            part = [mine[g] for g in group]
             batch = [data_set[i] for i in part]
             log_probs = policy.completion_log_probs(examples_of(batch))
-            judged = judge(recipe, batch, log_probs, torch.cat([referred[i] for i in part]).to(policy.device))
+            held = torch.cat([torch.zeros(0), *(referred[i] for i in part)])
+            judged = judge(recipe, batch, log_probs, held.to(policy.device))
             share = judged.losses.sum() / weight
             share.backward()
             loss += share.detach()
@@ -117,8 +119,8 @@ def train(
         norm = optimiser.step(step, total)
 
         report.count(len(items), sum(data_set[i].tokens for i in items))
-        pairs = torch.cat(seen, dim=1)
-        figures = {"loss": loss, **_statistics(recipe, pairs), "grad_norm": norm}
+        pairs = parallel.joined(torch.cat([loss.new_zeros(6, 0), *seen], dim=1))
+        figures = {"loss": parallel.total(loss), **_statistics(recipe, pairs), "grad_norm": norm}
         metrics = optimisation.to_floats(figures | {"level": (pairs[2] - pairs[4]).mean()})
         alarm.see(metrics.pop("level"), metrics["rewards/margins"])
         report.step(step + 1, total, metrics)

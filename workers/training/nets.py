@@ -169,7 +169,8 @@ class Net:
             self.peft = attach(fresh, self.lora, 0) if self.lora else None
             fresh.load_state_dict(gathered, assign=True)
             fresh.tie_weights()
-            fresh.generation_config = self.model.generation_config
+            if isinstance(self, Policy):
+                fresh.generation_config = self.model.generation_config
             self.model = fresh
         if not parallel.first():
             return

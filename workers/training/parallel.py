@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 T = TypeVar("T")
-STAGES = ("sft",)  # the trainers that use this module
+STAGES = ("sft", "reward", "dpo")  # the trainers that use this module
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,8 @@ def shard(model: "nn.Module", blocks: Iterable["nn.Module"], whole: Iterable["nn
     mesh = init_device_mesh(_communicator(), (_world.size,))
     kept = set(whole)
     for module in (*blocks, model):
-        fully_shard(module, mesh=mesh, ignored_params=kept)
+        # Resharded at once, the backbone too: what an optimiser is given after a forward pass must be the shards.
+        fully_shard(module, mesh=mesh, ignored_params=kept, reshard_after_forward=True)
         assert isinstance(module, FSDPModule)
         module.set_gradient_divide_factor(1.0)  # the loss is divided by the whole step's weight already:
         module.set_force_sum_reduction_for_comms(True)  # gradients are summed

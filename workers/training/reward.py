@@ -33,7 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from workers.training import nets, optimisation, probe, reward_report
+from workers.training import nets, optimisation, parallel, probe, reward_report
 from workers.training.checkpoints import States, digest, fingerprint, finished, publish
 from workers.training.comparisons import TokenComparison, encode, examples_of
 from workers.training.errors import Interrupted
@@ -95,29 +95,29 @@ def train(
     report.begin()
     for step in range(first, total):
         items = optimisation.step_items(len(data_set), recipe.batch_size, recipe.seed, step)
-        batch = [data_set[i] for i in items]
-        weight = max(sum(comparison.judged.weight for comparison in batch), 1e-9)
+        weight = max(sum(data_set[i].judged.weight for i in items), 1e-9)
+        mine = parallel.share(items)
         loss = torch.zeros((), device=scorer.device)
         gaps: list[Tensor] = []
-        for group in micro_batches([comparison.tokens for comparison in batch], recipe.micro_batch_tokens):
-            part = [batch[i] for i in group]
+        for group in parallel.level(micro_batches([data_set[i].tokens for i in mine], recipe.micro_batch_tokens)):
+            part = [data_set[mine[i]] for i in group]
             labels = judgements.labels(part)
             heads = scorer.completion_head_scores(examples_of(part))
-            times = counts[[items[i] for i in group]]
+            times = counts[[mine[i] for i in group]]
             each = [times[:, m] @ judgements.losses(labels, heads[:, m], recipe.centering) for m in range(scorer.heads)]
             share = torch.stack(each).mean() / weight
             share.backward()
             loss += share.detach()
             scores = scorer.combine(heads.detach())
             gaps.append(scores[labels.pairs.better] - scores[labels.pairs.worse])
-        if judgements.annotators:
+        if judgements.annotators and parallel.first():
             judgements.prior().backward()
         norm = optimiser.step(step, total)
 
-        report.count(len(batch), sum(comparison.tokens for comparison in batch))
-        gap = torch.cat(gaps)
+        report.count(len(items), sum(data_set[i].tokens for i in items))
+        gap = parallel.joined(torch.cat([loss.new_zeros(0), *gaps]))
         accuracy = ((gap > 0).float() + 0.5 * (gap == 0).float()).mean()
-        metrics = {"loss": loss, "accuracy": accuracy, "margin": gap.mean(), "grad_norm": norm}
+        metrics = {"loss": parallel.total(loss), "accuracy": accuracy, "margin": gap.mean(), "grad_norm": norm}
         report.step(step + 1, total, optimisation.to_floats(metrics))
         if report.stopping or (recipe.save_every and (step + 1) % recipe.save_every == 0):
             states.save(step + 1, optimiser.state(), {})
