@@ -70,7 +70,8 @@ def fit(
 
     def objective() -> Tensor:
         search.zero_grad()
-        value = data_loss() + 0.5 * recipe.ridge * weights.square().sum() / judgements.total + judgements.prior()
+        ridge = 0.5 * recipe.ridge * weights.square().sum() / judgements.total
+        value = data_loss() + ridge + scorer.heads * judgements.prior()
         value.backward()
         return value
 
