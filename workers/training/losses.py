@@ -145,7 +145,8 @@ class _LogSoftmaxAt(torch.autograd.Function):
 @torch.no_grad()
 def token_entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """-Σ p log p of softmax(logits / T) in nats, without gradient: logits (N, V) → (N,)."""
-    return torch.special.entr((logits.float() / temperature).softmax(-1)).sum(-1)
+    scaled = logits.float()
+    return torch.special.entr((scaled if temperature == 1.0 else scaled / temperature).softmax(-1)).sum(-1)
 
 
 def projected_log_probs(project: "Projection", hidden: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:

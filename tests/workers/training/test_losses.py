@@ -175,7 +175,7 @@ def test_projecting_in_tiles_changes_neither_values_nor_gradients(monkeypatch: p
     hidden, targets = torch.randn(37, 8, requires_grad=True), torch.randint(0, 50, (37,))
     results: list[Any] = []
     for tile in (1 << 26, 50 * 10):
-        monkeypatch.setattr(losses, "_TILE", tile)
+        monkeypatch.setattr(losses, "TILE", tile)
         values = losses.projected_log_probs(losses.Projection(head), hidden, targets)
         results.append((values.detach(), *torch.autograd.grad(values.sum(), (hidden, head.weight))))
     for whole, tiled in zip(*results, strict=True):
