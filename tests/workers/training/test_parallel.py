@@ -12,9 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.workers.training.nets_in_memory import toy_pairs, write_jsonl
-from workers.training import parallel
+from tests.workers.training.nets_in_memory import Recorder, toy_pairs, write_jsonl
+from workers.training import parallel, sft
 from workers.training.__main__ import main
+from workers.training.errors import Interrupted
+from workers.training.recipes import SFTRecipe
 
 QUICK = ["batch_size=10", "learning_rate=0.001", "micro_batch_tokens=64", "save_every=2"]
 PROGRAM = (
@@ -74,10 +76,16 @@ def test_two_processes_end_with_the_weights_of_one(
     for job in jobs:
         assert main([*job, "--out", str(tmp_path / "one" / job[0])]) == 0
     alone = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
-    first, second = _two([[*job, "--out", str(tmp_path / "two" / job[0])] for job in jobs], sharded=sharded)
+    # SFT's first step is made by one process: two can go on from its state
+    recipe = SFTRecipe(batch_size=10, learning_rate=0.001, micro_batch_tokens=64, save_every=2)
+    data, out = tmp_path / "shown.jsonl", tmp_path / "two" / "sft"
+    with pytest.raises(Interrupted):
+        sft.train(recipe, data, out, Recorder(stop_after=1), model=str(llama_dir))
+    del alone[0]
+    first, second = _two([[*job, "--out", str(tmp_path / "two" / job[0]), "--resume"] for job in jobs], sharded=sharded)
     assert second == ""
     together = [json.loads(line) for line in first.splitlines()]
-    assert len(together) == len(alone) == 4 * len(jobs)
+    assert len(together) == len(alone) == 4 * len(jobs) - 1
     for mine, theirs in zip(together, alone, strict=True):
         for metrics in (mine["metrics"], theirs["metrics"]):
             metrics.pop("rewards/accuracies", None)  # of DPO's first step, whose margins are nothing but rounding

@@ -210,7 +210,7 @@ def test_the_report_says_how_good_the_model_is_and_where(tmp_path: Path, llama_d
 def test_ppo_reads_an_ensemble_as_it_was_trained_whether_whole_or_an_adapter(
     tmp_path: Path, llama_dir: Path, adapter: bool, value_init: str
 ) -> None:
-    lora = Lora(r=2)
+    lora = Lora(r=2, save_adapter=adapter)
     alone = ensemble(llama_dir, conservative=0.7, lora=lora if adapter else None)
     expected, batch = alone.rate(EXAMPLES, 1000), collate(EXAMPLES)
     alone.conservative, alone.mean = 0.0, 0.0
@@ -218,7 +218,7 @@ def test_ppo_reads_an_ensemble_as_it_was_trained_whether_whole_or_an_adapter(
     alone.recall(alone.model.config)
     directory = tmp_path / "rm"
     directory.mkdir()
-    shared.save_reward_adapter(alone, directory, str(llama_dir)) if adapter else alone.save(directory)
+    alone.save(directory)
     recipe = PPORecipe(lora=lora, value_init=value_init)
     policy = nets.load_policy(str(llama_dir), lora=lora)
     scorer, critic = shared.reward_and_value(recipe, policy, str(llama_dir), str(directory))
