@@ -88,7 +88,7 @@ def pair_labels(comparisons: Sequence[TokenComparison], device: torch.device | s
 
 def rankings(comparisons: Sequence[TokenComparison], device: torch.device | str = "cpu") -> Rankings:
     """The rankings of all `comparisons` as tensors."""
-    widest = max((len(comparison.examples) for comparison in comparisons), default=0)
+    widest = max((len(comparison.examples) for comparison in comparisons), default=1)
     index = torch.zeros(len(comparisons), widest, dtype=torch.long)
     places = torch.full((len(comparisons), widest), -1)
     start = 0

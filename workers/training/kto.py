@@ -28,7 +28,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from workers.training import dpo_losses, nets, optimisation, reference
+from workers.training import dpo_losses, nets, optimisation, parallel, reference
 from workers.training.checkpoints import States, digest, fingerprint, finished, publish
 from workers.training.errors import Interrupted, TooFewError
 from workers.training.evaluation import wilson
@@ -103,7 +103,9 @@ def train(
         loss = torch.zeros((), device=policy.device)
         log_probs, ratios = torch.zeros(2, len(batch), device=policy.device)
         desirable = torch.tensor([item.desirable for item in batch], device=policy.device)
-        for places, part in policy.passes(_examples(batch), tokens):
+        mine = parallel.share(range(len(batch)))
+        for part_of, part in policy.passes([batch[place].example for place in mine], tokens):
+            places = [mine[index] for index in part_of]
             here = policy.log_probs(part).sum(1)
             ratio = here - matched[[steps[step][place] for place in places]]
             share = _losses(recipe, ratio, desirable[places], kl).sum() / len(batch)
@@ -113,6 +115,7 @@ def train(
         norm = optimiser.step(step, total)
 
         report.count(len(batch), sum(len(item.example) for item in batch))
+        loss, log_probs, ratios = (parallel.total(value) for value in (loss, log_probs, ratios))
         figures = _statistics(recipe.beta * ratios, log_probs, [item.desirable for item in batch])
         metrics = optimisation.to_floats({"loss": loss, "kl": kl, **figures, "grad_norm": norm})
         report.step(step + 1, total, metrics)
@@ -155,9 +158,10 @@ def mismatched(data_set: Sequence[Item], items: Sequence[int], max_length: int) 
 def _kl(policy: Policy, crossed: Sequence[Example], referred: Tensor, tokens: int) -> Tensor:
     """max(0, mean of log π - log π_ref) over mismatched examples: a scalar on the device."""
     total = torch.zeros((), device=policy.device)
-    for places, part in policy.passes(crossed, tokens):
-        total += (policy.log_probs(part).sum(1) - referred[places]).sum()
-    return (total / len(crossed)).clamp(min=0)
+    mine = parallel.share(range(len(crossed)))
+    for places, part in policy.passes([crossed[index] for index in mine], tokens):
+        total += (policy.log_probs(part).sum(1) - referred[[mine[place] for place in places]]).sum()
+    return (parallel.total(total) / len(crossed)).clamp(min=0)
 
 
 def _losses(recipe: KTORecipe, log_ratios: Tensor, desirable: Tensor, kl: Tensor) -> Tensor:

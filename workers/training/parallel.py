@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 T = TypeVar("T")
-STAGES = ("sft", "reward", "dpo")  # the trainers that use this module
+STAGES = ("sft", "reward", "dpo", "kto")  # the trainers that use this module
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from workers.training import nets
+from workers.training import nets, parallel
 from workers.training.checkpoints import MANIFEST, digest, publish, verify
 from workers.training.errors import DiskFullError, ModelError
 from workers.training.evaluation import log_prob_sums
@@ -50,11 +50,21 @@ def log_probs(
         [source, revision, str(weight.dtype), policy.precision, policy.device.type, tokens, versions] + [_ids(examples)]
     )
     target = Path(os.environ.get("TIEBREAK_CACHE") or out) / "reference" / key[:32]
-    if (known := _read(target, report)) is not None:
+    known = _read(target, report)
+    missing = parallel.most(int(known is None))  # what one process lacks, all compute: they do it together
+    if known is not None and not missing:
         return known
-    values = torch.tensor(log_prob_sums(policy, examples, tokens), dtype=torch.float32)
+    values = _shared(policy, examples, tokens)
     _keep(target, values, report)
     return values
+
+
+def _shared(policy: Policy, examples: Sequence[Example], tokens: int) -> Tensor:
+    """The sums of all examples, each worked out by one of the processes."""
+    places = torch.tensor(parallel.share(range(len(examples))), dtype=torch.long, device=policy.device)
+    sums = log_prob_sums(policy, parallel.share(examples), tokens)
+    found = parallel.joined(torch.tensor(sums, dtype=torch.float32, device=policy.device))
+    return found[parallel.joined(places).argsort()].cpu()
 
 
 def _load_instead(policy: Policy, source: str) -> Policy:
@@ -89,6 +99,9 @@ def _read(target: Path, report: Reporter) -> Tensor | None:
 def _keep(target: Path, values: Tensor, report: Reporter) -> None:
     """A cache that cannot be written costs time and nothing else."""
     from safetensors.torch import save_file
+
+    if not parallel.first():
+        return
 
     def fill(directory: Path) -> None:
         save_file({"log_probs": values}, directory / "log_probs.safetensors")

@@ -155,6 +155,14 @@ def test_what_a_ranking_cannot_say_is_refused(tmp_path: Path) -> None:
         DPORecipe(loss="plackett_luce", label_smoothing=0.1)
 
 
+@each_loss
+def test_a_process_without_pairs_adds_nothing_and_takes_part(options: dict[str, Any]) -> None:
+    none = torch.zeros(0, requires_grad=True)
+    judged = dpo.judge(DPORecipe(**options), [], none, torch.zeros(0))
+    judged.losses.sum().backward()
+    assert float(judged.losses.sum().detach()) == 0 and judged.pairs.shape == (6, 0) and none.grad is not None
+
+
 def test_eight_steps_of_accumulation_are_one_of_eight(
     tmp_path: Path, llama_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

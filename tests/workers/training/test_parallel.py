@@ -33,10 +33,11 @@ def _stages(directory: Path, model: Path) -> list[list[str]]:
     shown = write_jsonl(
         directory / "shown.jsonl", [{"prompt": r["prompt"], "completion": r["chosen"]} for r in toy_pairs(21)]
     )
+    labels = [r | {"label": i % 3 == 0} for i, r in enumerate(map(json.loads, shown.read_text().splitlines()))]
+    data = {"sft": shown, "kto": write_jsonl(directory / "labels.jsonl", labels)}
     options = [word for setting in QUICK for word in ("--set", setting)]
     return [
-        [stage, "--data", str(shown if stage == "sft" else pairs), "--model", str(model), *options]
-        for stage in parallel.STAGES
+        [stage, "--data", str(data.get(stage, pairs)), "--model", str(model), *options] for stage in parallel.STAGES
     ]
 
 
