@@ -35,7 +35,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from workers.training import losses, nets, optimisation, sampling, shared
+from workers.training import demonstrations, losses, nets, optimisation, sampling, shared
 from workers.training.advantages import KLController, gae, masked_mean, shaped_rewards, whiten
 from workers.training.checkpoints import States, digest, fingerprint, finished, publish
 from workers.training.episodes import Rollout, roll_out
@@ -45,7 +45,7 @@ from workers.training.optimisation import Optimiser
 from workers.training.recipes import PPORecipe
 from workers.training.records import read_demonstrations, read_prompts
 from workers.training.report import Reporter
-from workers.training.tokens import Example, truncate
+from workers.training.tokens import Example
 
 MAX_RATIO = 10.0
 """An update on a minibatch whose mean ratio is beyond this would learn from other completions than the policy's."""
@@ -77,7 +77,7 @@ def train(
         raise TooFewError("There is no prompt to train on.")
     if (recipe.ptx_coef > 0) != (ptx_data is not None):
         raise DataError("ptx_coef and --ptx-data go together: give both, or neither.")
-    demonstrations = list(read_demonstrations(ptx_data)) if ptx_data else []
+    shown = list(read_demonstrations(ptx_data)) if ptx_data else []
     policy = nets.load_policy(model, recipe.precision, recipe.lora, recipe.seed)
     policy.prepare(recipe, report)
     reference = policy if recipe.lora else _frozen_copy(policy)
@@ -86,10 +86,10 @@ def train(
     if room < 1:
         raise DataError("max_new_tokens leaves no room for a prompt: lower it, or raise max_length.")
     prompts = [sampling.clip_prompt(policy.codec.encode_prompt(row.prompt), room) for row in rows]
-    ptx = [truncate(policy.codec.encode(d.prompt, d.completion), recipe.max_length) for d in demonstrations]
+    ptx = demonstrations.encode(policy.codec, shown, recipe.max_length, "all", report)
 
     total, first = recipe.steps or optimisation.total_steps(len(prompts), recipe), 0
-    learner = Learner(recipe, policy, critic, total, [kept[0] for kept in ptx if kept])
+    learner = Learner(recipe, policy, critic, total, ptx)
     controller = KLController(recipe.beta, recipe.target_kl, recipe.kl_horizon)
     metrics: dict[str, float] = {}
     seen: list[dict[str, float]] = []
@@ -240,7 +240,7 @@ class Learner:
         recipe = self.recipe
         items = optimisation.step_items(len(self.ptx), recipe.ptx_batch_size, recipe.seed, update)
         examples = [self.ptx[i] for i in items]
-        tokens = sum(len(e.completion) for e in examples)
+        tokens = sum(example.targets for example in examples)
         nll = torch.zeros((), device=self.policy.device)
         for _, batch in self.policy.passes(examples, recipe.micro_batch_tokens):
             part = -self.policy.log_probs(batch).sum() / tokens
