@@ -75,7 +75,9 @@ class Child:
             self._signal(signal.SIGTERM)
 
     def kill(self) -> None:
+        """End it and everything it started, now; returns when it is gone."""
         self._signal(signal.SIGKILL)
+        self._process.wait()
 
     def _signal(self, number: int) -> None:
         try:
