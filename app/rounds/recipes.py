@@ -4,7 +4,7 @@ The stages' own recipes come from the training library, so that form, API, comma
 construction. A campaign stores only what differs from the defaults.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -67,6 +67,15 @@ class RoundRecipe(BaseModel):
     ppo: PPORecipe = Field(default_factory=PPORecipe)
     evaluate: EvaluateRecipe = Field(default_factory=EvaluateRecipe)
     sample: SampleRecipe = Field(default_factory=SampleRecipe)
+
+    @model_validator(mode="after")
+    def _checkpoints_stand_alone(self) -> Self:
+        """A stored checkpoint must load long after the directory of its base model is gone."""
+        for name in ("reward", "dpo", "ppo"):
+            lora = getattr(self, name).lora
+            if lora is not None and lora.save_adapter:
+                raise ValueError(f"A round stores whole models: leave {name}.lora.save_adapter off")
+        return self
 
     def stage(self, name: str) -> dict[str, Any]:
         """The recipe of one stage as JSON."""

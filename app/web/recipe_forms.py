@@ -24,6 +24,9 @@ ABBREVIATIONS = {
     "lam": "λ of GAE",
     "coef": "coefficient",
 }
+NOT_IN_ROUNDS = {"save_adapter", "quantization"}
+"""Fields of the stages that a round refuses or cannot use."""
+
 YES = "yes"
 
 
@@ -109,6 +112,8 @@ def every_control() -> dict[str, Control]:
 
 def _controls(model: type[BaseModel], prefix: str) -> Iterator[Control]:
     for name, info in model.model_fields.items():
+        if name in NOT_IN_ROUNDS:
+            continue
         yield from _control(prefix + name, name, info)
 
 
