@@ -20,7 +20,7 @@ from tests.workers.training.nets_in_memory import toy_pairs, toy_prompts, write_
 FORKS = """
 import json, os, sys
 import torch, transformers.models.llama.modeling_llama
-from workers.training import dpo, kto, ppo, reward, sft
+from workers.training import dpo, grpo, kto, ppo, reward, rloo, sft
 from workers.training.__main__ import main
 torch.set_num_threads(1)
 print("ready", flush=True)
@@ -94,6 +94,8 @@ STAGES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "dpo": ("dpo", "pairs", {**SMALL, "epochs": 5}),
     "dpo with LoRA": ("dpo", "pairs", {**SMALL, "epochs": 5, "lora": {"r": 2, "alpha": 4}}),
     "kto": ("kto", "labels", {**SMALL, "epochs": 5}),
+    "grpo": ("grpo", "prompts", {**ROLLOUTS, "batch_size": 2, "group_size": 3, "inner_epochs": 2, "beta": 0.1}),
+    "rloo": ("rloo", "prompts", {**ROLLOUTS, "batch_size": 2, "group_size": 3}),
     "ppo": ("ppo", "prompts", {**ROLLOUTS, "inner_epochs": 2, "minibatches": 2}),
 }
 
