@@ -2,8 +2,8 @@
 
 That version is no part of this project's environment, because its successor is. To write the file again:
 
-    pip install --no-deps --target /tmp/trl112 trl==1.12.0
-    PYTHONPATH=/tmp/trl112 TRL_EXPERIMENTAL_SILENCE=1 python tests/workers/training/referee_ppo_trl.py
+    pip install --no-deps --target TRL_1_12 trl==1.12.0
+    PYTHONPATH=TRL_1_12 TRL_EXPERIMENTAL_SILENCE=1 python tests/workers/training/referee_ppo_trl.py
 
 TRL's own `PPOTrainer.train()` runs for one rollout of two inner epochs, on tiny random models and given completions;
 its local variables are written down as it goes. Two cases: `even`, where every completion fills its row, and `ragged`,
